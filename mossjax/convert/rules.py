@@ -1,0 +1,165 @@
+"""Conversion as data: a table of invertible rules between checkpoint tensors and parameters.
+
+A rule names a tensor the way the checkpoint does and a parameter the way we do, and says how one
+becomes the other. `{}` in a tensor name is the layer index of a stacked parameter; such a rule
+gathers all its layers along axis 0. Every tensor must be consumed once and every parameter filled
+once; all faults are reported together.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import re
+
+import numpy as np
+
+from mossjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """An invertible change of layout. Both functions get (array, shape wanted)."""
+
+    name: str
+    forward: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    inverse: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    # Checkpoint shape of a parameter shape (both without the layer axis).
+    source_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+
+
+IDENTITY = Op('identity', lambda x, s: x, lambda x, s: x, lambda s: s)
+# torch Linear (out, in) <-> kernel (in, out); torch Conv1d (out, in, k) <-> kernel (k, in, out).
+TRANSPOSE = Op('transpose', lambda x, s: x.T, lambda x, s: x.T, lambda s: s[::-1])
+# torch Linear (n * h, d) <-> (d, n, h), for query, key and value projections.
+SPLIT_HEADS = Op(
+    'split_heads',
+    lambda x, s: x.T.reshape(s),
+    lambda x, s: x.reshape(x.shape[0], -1).T,
+    lambda s: (s[1] * s[2], s[0]),
+)
+# torch Linear (d, n * h) <-> (n, h, d), for the output projection.
+MERGE_HEADS = Op(
+    'merge_heads',
+    lambda x, s: x.T.reshape(s),
+    lambda x, s: x.reshape(-1, x.shape[-1]).T,
+    lambda s: (s[2], s[0] * s[1]),
+)
+# (n * h,) bias <-> (n, h).
+SPLIT_BIAS = Op(
+    'split_bias', lambda x, s: x.reshape(s), lambda x, s: x.reshape(-1), lambda s: (s[0] * s[1],)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a table: tensor `name` (with `{}` for a layer index) <-> parameter `path`."""
+
+    name: str
+    path: str  # slash-joined keys into the parameter dict
+    op: Op = IDENTITY
+
+
+def flatten(tree: Mapping, prefix: str = '') -> dict[str, object]:
+    """Nested dict to {slash-joined path: leaf}."""
+    flat = {}
+    for key, value in tree.items():
+        path = f'{prefix}/{key}' if prefix else str(key)
+        flat.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
+    return flat
+
+
+def unflatten(flat: Mapping[str, object]) -> dict:
+    """Inverse of `flatten`."""
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, last = path.split('/')
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
+def expected_tensors(rules: Iterable[Rule], shapes: Mapping) -> dict[str, tuple[int, ...]]:
+    """{tensor name: checkpoint shape} that a network of these parameter shapes needs."""
+    flat = flatten(shapes)
+    expected = {}
+    for rule in rules:
+        shape = tuple(flat[rule.path].shape)
+        if '{}' in rule.name:
+            for i in range(shape[0]):
+                expected[rule.name.format(i)] = rule.op.source_shape(shape[1:])
+        else:
+            expected[rule.name] = rule.op.source_shape(shape)
+    return expected
+
+
+def check(
+    rules: Iterable[Rule],
+    found: Mapping[str, tuple[int, ...]],
+    shapes: Mapping,
+    *,
+    ignore: Iterable[str] = (),
+    where: str = 'checkpoint',
+) -> None:
+    """Compares tensor names and shapes with what the network needs, before anything is read.
+
+    Args:
+      found: {tensor name: shape} of the checkpoint.
+      shapes: nested dict of ShapeDtypeStructs (`Network.shapes`).
+      ignore: regular expressions of tensor names that may be present and are not used.
+      where: what to call the checkpoint in the message.
+
+    Raises:
+      InputError: naming every missing, unexpected and mis-shaped tensor.
+    """
+    rules = list(rules)
+    unfilled = set(flatten(shapes)) - {rule.path for rule in rules}
+    if unfilled:
+        raise ValueError(f'no rule fills parameters {sorted(unfilled)}')
+    expected = expected_tensors(rules, shapes)
+    unused = [re.compile(pattern) for pattern in ignore]
+    faults = [f'missing: {name} {shape}' for name, shape in expected.items() if name not in found]
+    for name, shape in found.items():
+        if name not in expected:
+            if not any(pattern.fullmatch(name) for pattern in unused):
+                faults.append(f'unexpected: {name} {tuple(shape)}')
+        elif tuple(shape) != expected[name]:
+            faults.append(f'wrong shape: {name} is {tuple(shape)}, expected {expected[name]}')
+    if faults:
+        shown = '\n  '.join(faults[:20]) + ('\n  ...' if len(faults) > 20 else '')
+        raise InputError(
+            f'{where}: {len(faults)} tensor(s) do not fit the configuration:\n  {shown}\n'
+            'Check that config and weights belong together and that the download is complete.'
+        )
+
+
+def to_params(rules: Iterable[Rule], read: Callable[[str], np.ndarray], shapes: Mapping) -> dict:
+    """Builds the parameter dict; `read(name)` returns one tensor. Call `check` first."""
+    flat_shapes = flatten(shapes)
+    flat = {}
+    for rule in rules:
+        shape = tuple(flat_shapes[rule.path].shape)
+        if '{}' in rule.name:
+            names = [rule.name.format(i) for i in range(shape[0])]
+            flat[rule.path] = np.stack([rule.op.forward(read(n), shape[1:]) for n in names])
+        else:
+            flat[rule.path] = np.ascontiguousarray(rule.op.forward(read(rule.name), shape))
+    return unflatten(flat)
+
+
+def to_tensors(rules: Iterable[Rule], params: Mapping) -> dict[str, np.ndarray]:
+    """Inverse of `to_params`: {tensor name: array in the checkpoint's layout}."""
+    flat = flatten(params)
+    tensors = {}
+    for rule in rules:
+        value = np.asarray(flat[rule.path])
+        if '{}' in rule.name:
+            for i, layer in enumerate(value):
+                tensors[rule.name.format(i)] = np.ascontiguousarray(
+                    rule.op.inverse(layer, rule.op.source_shape(layer.shape))
+                )
+        else:
+            tensors[rule.name] = np.ascontiguousarray(
+                rule.op.inverse(value, rule.op.source_shape(value.shape))
+            )
+    return tensors
