@@ -1,0 +1,174 @@
+"""From scores to ids: the processors of Transformers, in its order, on (b, v) float32 scores.
+
+    repetition penalty -> min-new-tokens -> temperature -> top-k -> top-p -> draw
+
+Each grid channel has its own settings, its own history and its own key. With greedy decoding the
+last four do not exist, the first two still do. Source: transformers, generation/logits_process.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mossjax.errors import InputError
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['temperature', 'top_p', 'repetition_penalty'],
+    meta_fields=['top_k'],
+)
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """How one channel is sampled. Only another top_k compiles anew."""
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def check(self) -> 'Channel':
+        """Returns itself; raises InputError naming a value out of range."""
+        for name, good, rule in (
+            ('temperature', self.temperature > 0, 'above 0 (for the likeliest id use greedy)'),
+            ('top_k', self.top_k >= 0, '0 (off) or more'),
+            ('top_p', 0 < self.top_p <= 1, 'in (0, 1]'),
+            ('repetition_penalty', self.repetition_penalty > 0, 'above 0 (1 is off)'),
+        ):
+            if not good:
+                raise InputError(f'{name} = {getattr(self, name)} must be {rule}')
+        return self
+
+
+# --- processors: (b, v) scores -> (b, v) scores -----------------------------------------------
+
+
+def repetition_penalty(scores: jax.Array, seen: jax.Array, penalty) -> jax.Array:
+    """Ids with seen (b, v) True lose: negative scores times the penalty, others divided by it."""
+    return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def min_new_tokens(
+    scores: jax.Array, made: jax.Array, minimum: jax.Array, enders: tuple[int, ...]
+) -> jax.Array:
+    """No ending id while fewer than `minimum` rows are made before this one."""
+    ending = jnp.isin(jnp.arange(scores.shape[-1]), jnp.array(enders))
+    return jnp.where(ending & (made < minimum), -jnp.inf, scores)
+
+
+def top_k(scores: jax.Array, k: int) -> jax.Array:
+    """Keeps scores >= the k-th largest, so ties at the border all stay. 0 keeps everything."""
+    if k == 0:
+        return scores
+    border = jax.lax.top_k(scores, min(k, scores.shape[-1]))[0][..., -1:]
+    return jnp.where(scores < border, -jnp.inf, scores)
+
+
+def top_p(scores: jax.Array, p) -> jax.Array:
+    """Drops ids whose probability, summed from the least likely up, is <= 1 - p; never the last.
+
+    p = 1 keeps everything. Among equal scores the lower index is dropped first.
+    """
+    order = jnp.argsort(scores, axis=-1, stable=True)
+    ascending = jnp.take_along_axis(scores, order, axis=-1)
+    mass = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)
+    dropped = (mass <= 1 - p) & (jnp.arange(scores.shape[-1]) < scores.shape[-1] - 1)
+    ascending = jnp.where(dropped, -jnp.inf, ascending)
+    return jnp.put_along_axis(jnp.zeros_like(scores), order, ascending, axis=-1, inplace=False)
+
+
+def warp(scores: jax.Array, channel: Channel) -> jax.Array:
+    """The distribution that is sampled from, as scores."""
+    return top_p(top_k(scores / channel.temperature, channel.top_k), channel.top_p)
+
+
+# --- draws: (scores (b, v), channel, keys (b,)) -> ids (b,) -----------------------------------
+
+Draw = Callable[[jax.Array, Channel, jax.Array], jax.Array]
+
+
+def greedy(scores: jax.Array, channel: Channel, keys: jax.Array) -> jax.Array:
+    """The likeliest id, the lowest one among equals."""
+    del channel, keys
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def sample(scores: jax.Array, channel: Channel, keys: jax.Array) -> jax.Array:
+    """One draw a row, row i with keys[i]: its neighbours in the batch do not matter."""
+    return jax.vmap(jax.random.categorical)(keys, warp(scores, channel)).astype(jnp.int32)
+
+
+def row_keys(seed: int, rows: int) -> jax.Array:
+    """One key a row of a batch; row i is the same whatever the size of the batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(rows))
+
+
+# --- settings of a reply ----------------------------------------------------------------------
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['text', 'audio', 'max_new_tokens', 'min_new_tokens'],
+    meta_fields=['draw'],
+)
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a reply is drawn; lengths count grid rows (12.5 a second of speech).
+
+    The defaults are those of upstream's demo.
+    """
+
+    text: Channel = Channel(0.6, 20, 0.95, 1.1)
+    audio: Channel = Channel(0.6, 20, 0.95, 1.1)
+    max_new_tokens: int = 500
+    min_new_tokens: int = 0
+    draw: Draw = sample
+
+    def check(self) -> 'Settings':
+        """Returns itself; raises InputError naming a value out of range."""
+        self.text.check()
+        self.audio.check()
+        if self.max_new_tokens < 1:
+            raise InputError(f'max_new_tokens = {self.max_new_tokens} must be at least 1')
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise InputError(
+                f'min_new_tokens = {self.min_new_tokens} must lie between 0 and max_new_tokens = '
+                f'{self.max_new_tokens}'
+            )
+        return self
+
+    @classmethod
+    def of(cls, generation_config: dict) -> 'Settings':
+        """From a generation_config.json; `layers` holds (text, audio) entries of their own.
+
+        Keys that are absent keep the defaults above; an entry of `layers` wins over the rest.
+        """
+        layers = generation_config.get('layers') or [{}, {}]
+        if len(layers) != 2:
+            raise InputError(f'layers in generation_config.json has {len(layers)} entries, not 2')
+        names = [field.name for field in dataclasses.fields(Channel)]
+        defaults = cls()
+
+        def channel(default: Channel, own: dict) -> Channel:
+            given = {**generation_config, **own}
+            return dataclasses.replace(
+                default, **{n: given[n] for n in names if given.get(n) is not None}
+            )
+
+        lengths = {
+            n: generation_config[n]
+            for n in ('max_new_tokens', 'min_new_tokens')
+            if generation_config.get(n) is not None
+        }
+        draw = sample if generation_config.get('do_sample', True) else greedy
+        return cls(
+            channel(defaults.text, layers[0]), channel(defaults.audio, layers[1]), draw=draw,
+            **lengths,
+        ).check()
+
+
+INTERFACE = Settings()
+MODEL_CARD = Settings(Channel(0.7, 20, 0.95), Channel(0.7, 20, 0.95), 1000, 10)
