@@ -1,0 +1,134 @@
+"""Batches of packed rows by step: the data position of a training run is one integer.
+
+Global batch i is a function of (seed, i): rows [i*b, (i+1)*b) of an endless sequence in which the
+data sets are mixed by weight and each is shuffled anew every epoch by an index permutation. A
+host reads its own slice of it, so the global batch is the same on any number of hosts and a run
+that resumes needs nothing but its step.
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+import zlib
+
+import numpy as np
+
+from mossjax.data.rows import FIELDS, Row
+from mossjax.errors import InputError
+
+T = TypeVar('T')
+
+
+class Source(Protocol):
+    """Random access to rows: a `builder.RowSource`, or a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Row: ...
+
+
+class RowBatches:
+    """Batches of a weighted mixture of row sources, as a function of the step."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        batch_size: int,
+        seed: int,
+        *,
+        weights: Mapping[str, float] | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Args:
+          sources: name -> rows; all of one row length.
+          batch_size: rows of a global batch.
+          seed: of shuffling; each source has an order of its own.
+          weights: name -> share of rows (any scale); every row equally often if None.
+          process_index, process_count: this host reads the process_index-th slice of a batch.
+
+        Raises:
+          InputError: names of sources and weights differ, a weight is not positive, a source is
+            empty or has another row length, or the batch does not divide among the hosts.
+        """
+        weights = {k: len(v) for k, v in sources.items()} if weights is None else dict(weights)
+        _check(sources, weights, batch_size, process_index, process_count)
+        self._rows = _mixture(sources, weights, seed)
+        self._batch_size = batch_size
+        self._share = batch_size // process_count
+        self._first = process_index * self._share
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This host's rows of global batch `step`: int32 (b, T, 2) or (b, T)."""
+        first = step * self._batch_size + self._first
+        rows = [self._rows[i] for i in range(first, first + self._share)]
+        return {key: np.stack([row[key] for row in rows]) for key in FIELDS}
+
+    def iterate(self, start_step: int = 0, **prefetching: Any) -> Iterator[dict[str, np.ndarray]]:
+        """Batches from `start_step` on, without end, read ahead by threads (see `prefetch`)."""
+        return prefetch(self.batch, start_step, **prefetching)
+
+
+def prefetch(
+    batch: Callable[[int], T], start_step: int = 0, *, depth: int = 4, threads: int = 2
+) -> Iterator[T]:
+    """Yields batch(start_step), batch(start_step + 1), ... computed ahead by a few threads."""
+    with ThreadPoolExecutor(threads, thread_name_prefix='batches') as pool:
+        ahead = collections.deque(
+            pool.submit(batch, step) for step in range(start_step, start_step + depth)
+        )
+        step = start_step + depth
+        try:
+            while True:
+                ready = ahead.popleft().result()
+                ahead.append(pool.submit(batch, step))
+                step += 1
+                yield ready
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _mixture(sources: Mapping[str, Source], weights: Mapping[str, float], seed: int):
+    """Endless random-access sequence of rows."""
+    import grain
+
+    # By name: adding a data set must not reorder the others.
+    shuffled = {
+        name: grain.MapDataset.source(source)
+        .shuffle(seed=zlib.crc32(f'{seed}/{name}'.encode()))
+        .repeat()
+        for name, source in sorted(sources.items())
+    }
+    return grain.MapDataset.mix(
+        list(shuffled.values()), weights=[weights[name] for name in shuffled]
+    )
+
+
+def _check(sources, weights, batch_size, process_index, process_count) -> None:
+    if not sources:
+        raise InputError('no data sets given; name at least one.')
+    if set(sources) != set(weights):
+        raise InputError(
+            f'data sets {sorted(sources)} and weights {sorted(weights)} differ; '
+            'give each data set one weight.'
+        )
+    lengths = {}
+    for name, source in sources.items():
+        if not weights[name] > 0:
+            raise InputError(
+                f'data set {name!r} has weight {weights[name]}; leave it out or make it positive.'
+            )
+        if not len(source):
+            raise InputError(f'data set {name!r} is empty; write it anew or leave it out.')
+        lengths[name] = source[0]['tokens'].shape[0]
+    if len(set(lengths.values())) > 1:
+        raise InputError(f'data sets have different row lengths {lengths}; pack them to one.')
+    if batch_size <= 0 or batch_size % process_count:
+        raise InputError(
+            f'batch of {batch_size} rows does not divide among {process_count} hosts; '
+            f'use a multiple of {process_count}.'
+        )
+    if not 0 <= process_index < process_count:
+        raise InputError(f'process_index {process_index} is not below {process_count}.')
