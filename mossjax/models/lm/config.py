@@ -1,0 +1,256 @@
+"""The language model's facts, under the names of upstream's `config.json` (`MossSpeechConfig`).
+
+Every key of a configuration file falls in one of four classes: read (a field of `LMConfig`),
+honoured (we implement one value and refuse any other), inert (has no effect on a forward pass; the
+reason is listed) and unknown (warned about). All are kept and written back on export.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+from absl import logging
+
+from mossjax.errors import InputError
+
+# Keys of which we implement exactly one value. Absent means that value.
+HONOURED = {
+    'model_type': 'moss_speech',
+    'hidden_act': 'silu',
+    'attention_bias': False,
+    'attention_dropout': 0.0,
+    'rope_scaling': None,
+    'use_sliding_window': False,
+    'sliding_window': None,
+    'tie_word_embeddings': False,
+    'channels': 2,
+}
+
+# Keys that change nothing in what a model computes, and why.
+INERT = {
+    '_name_or_path': 'where the file was loaded from',
+    'architectures': 'class name, written back',
+    'auto_map': 'where Transformers finds upstream classes',
+    'bos_token_id': 'the dialogue format has no start token',
+    'dtype': 'tensors carry their own dtype; rewritten on export',
+    'max_window_layers': 'only read with a sliding window, which is refused',
+    'torch_dtype': 'older spelling of dtype',
+    'transformers_version': 'provenance',
+    'use_cache': 'caching is chosen by the caller',
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LMConfig:
+    """Shapes, constants and special ids of the language model.
+
+    Attributes:
+      vocab_size, audio_vocab_size: rows of the two embedding tables and columns of the two heads.
+      hidden_size, intermediate_size: model width d and MLP width f.
+      num_hidden_layers: depth seen by one channel, num_shared_layers + num_modality_layers.
+      num_shared_layers: trunk layers.
+      num_modality_layers: layers of each of the two branches.
+      num_attention_heads, num_key_value_heads, head_dim: n, k, h; n is a multiple of k.
+      rms_norm_eps: added to the mean square in every norm.
+      rope_theta: base of the rotary frequencies; never defaulted (upstream's class default, 1e4,
+        is not what the released model uses).
+      max_position_embeddings: most rows a sequence may have; larger caches are refused.
+      modality_pad_token_id: text id that says "this row carries speech".
+      sosp_token_id: text id that opens speech.
+      eosp_token_id: audio id that ends speech; codec codes are the ids below it.
+      audio_pad_token_id: audio id written on text rows (also an ordinary code).
+      eos_token_id: text id that ends a turn.
+      pad_token_id: text id of padding rows, also a stop id (upstream's tokenizer, not its config,
+        says 151643).
+      initializer_range: standard deviation of fresh kernels and embeddings.
+      dtype: what the tensors were stored in; a record, not an order.
+    """
+
+    vocab_size: int
+    audio_vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_shared_layers: int
+    num_modality_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    modality_pad_token_id: int
+    sosp_token_id: int
+    eosp_token_id: int
+    audio_pad_token_id: int
+    eos_token_id: int
+    pad_token_id: int = 151643
+    initializer_range: float = 0.02
+    dtype: str = 'bfloat16'
+    # The file this came from, key for key; no part of equality or hashing.
+    source: Mapping = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self):
+        _check_values(self)
+
+    @classmethod
+    def from_hf(cls, content: Mapping, *, where: str = 'config.json') -> 'LMConfig':
+        """Reads the JSON object of a `config.json`.
+
+        Raises:
+          InputError: a needed key is missing or has the wrong type, or a value is one we cannot
+            honour; the message names key and remedy.
+        """
+        try:
+            _refuse_unsupported(content)
+            config = cls(**_read_fields(content), source=dict(content))
+        except InputError as error:
+            raise InputError(f'{where}: {error}') from None
+        known = {*HONOURED, *INERT, *_field_names(), 'layer_types'}
+        if unknown := sorted(set(content) - known):
+            logging.warning(
+                '%s: keys %s are unknown and have no effect here; they are kept for export.',
+                where, unknown,
+            )
+        return config
+
+    def to_hf(self) -> dict:
+        """The JSON object to write: the source's keys and spelling, our values where changed."""
+        content = dict(self.source)
+        before = _read_fields(self.source) if self.source else {}
+        for name in _field_names():
+            value = getattr(self, name)
+            if name not in before or before[name] != value:
+                if self.source and name not in before and value == _defaults().get(name):
+                    continue
+                spelled = 'torch_dtype' if name == 'dtype' and 'torch_dtype' in content else name
+                content[spelled] = value
+        if not self.source:
+            content = {'architectures': ['MossSpeechForCausalLM'], **HONOURED, **content}
+        elif 'layer_types' in content:
+            content['layer_types'] = ['full_attention'] * self.num_hidden_layers
+        return content
+
+    @classmethod
+    def released(cls) -> 'LMConfig':
+        """The published 9.1 B model."""
+        return cls(
+            vocab_size=151680,
+            audio_vocab_size=16512,
+            hidden_size=4096,
+            intermediate_size=12288,
+            num_hidden_layers=36,
+            num_shared_layers=32,
+            num_modality_layers=4,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=128,
+            rms_norm_eps=1e-6,
+            rope_theta=1_000_000.0,
+            max_position_embeddings=40960,
+            modality_pad_token_id=151667,
+            sosp_token_id=151646,
+            eosp_token_id=16384,
+            audio_pad_token_id=512,
+            eos_token_id=151645,
+        )
+
+
+def _field_names() -> list[str]:
+    return [f.name for f in dataclasses.fields(LMConfig) if f.name != 'source']
+
+
+def _defaults() -> dict:
+    return {
+        f.name: f.default
+        for f in dataclasses.fields(LMConfig)
+        if f.default is not dataclasses.MISSING
+    }
+
+
+def _read_fields(content: Mapping) -> dict:
+    """Field values out of a JSON object; absent optional keys are left out."""
+    kinds = {f.name: f.type for f in dataclasses.fields(LMConfig)}
+    values = {}
+    for name in _field_names():
+        key = 'torch_dtype' if name == 'dtype' and 'dtype' not in content else name
+        value = content.get(key)
+        if value is None:
+            if name not in _defaults():
+                raise InputError(
+                    f'key {name!r} is missing. It has no default: copy it from the config.json '
+                    'that was published with these weights.'
+                )
+            continue
+        kind = kinds[name]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(
+                f'key {key!r} is {value!r}, expected one {kind.__name__}. Write it as such.'
+            )
+        values[name] = value
+    return values
+
+
+def _refuse_unsupported(content: Mapping) -> None:
+    for key, only in HONOURED.items():
+        value = content.get(key, only)
+        if value != only or isinstance(value, bool) != isinstance(only, bool):
+            raise InputError(
+                f'key {key!r} is {value!r}, but only {only!r} is implemented. Use a checkpoint '
+                f'trained with {only!r}; editing the key would change what the model computes.'
+            )
+    other = set(content.get('layer_types') or ()) - {'full_attention'}
+    if other:
+        raise InputError(
+            f"key 'layer_types' holds {sorted(other)}, but only 'full_attention' is implemented. "
+            'Use a checkpoint trained with full attention.'
+        )
+    if content.get('rope_parameters') is not None:
+        raise InputError(
+            "key 'rope_parameters' is the Transformers 5 spelling. Replace it by 'rope_theta' "
+            "(and 'rope_scaling': null)."
+        )
+
+
+def _check_values(c: LMConfig) -> None:
+    """Values that contradict each other or no network can have."""
+
+    def demand(holds: bool, message: str):
+        if not holds:
+            raise InputError(message)
+
+    for name in (
+        'vocab_size', 'audio_vocab_size', 'hidden_size', 'intermediate_size', 'num_shared_layers',
+        'num_modality_layers', 'num_attention_heads', 'num_key_value_heads', 'head_dim',
+        'rms_norm_eps', 'rope_theta', 'max_position_embeddings',
+    ):  # fmt: skip
+        demand(getattr(c, name) > 0, f'{name} is {getattr(c, name)}; it must be positive.')
+    demand(
+        c.num_shared_layers + c.num_modality_layers == c.num_hidden_layers,
+        f'num_hidden_layers is {c.num_hidden_layers}, but num_shared_layers {c.num_shared_layers} '
+        f'+ num_modality_layers {c.num_modality_layers} differs; set it to their sum.',
+    )
+    demand(
+        c.num_attention_heads % c.num_key_value_heads == 0,
+        f'num_attention_heads {c.num_attention_heads} is not a multiple of num_key_value_heads '
+        f'{c.num_key_value_heads}; each kv head serves equally many query heads.',
+    )
+    demand(c.head_dim % 2 == 0, f'head_dim is {c.head_dim}; rotation needs an even number.')
+    for name in ('modality_pad_token_id', 'sosp_token_id', 'eos_token_id', 'pad_token_id'):
+        demand(
+            0 <= getattr(c, name) < c.vocab_size,
+            f'{name} is {getattr(c, name)}, outside the text vocabulary of {c.vocab_size}; set it '
+            'to the id in this tokenizer.',
+        )
+    for name in ('eosp_token_id', 'audio_pad_token_id'):
+        demand(
+            0 <= getattr(c, name) < c.audio_vocab_size,
+            f'{name} is {getattr(c, name)}, outside the audio vocabulary of {c.audio_vocab_size}; '
+            'set it to an id of the codec.',
+        )
+    text_ids = [c.modality_pad_token_id, c.sosp_token_id, c.eos_token_id]
+    demand(
+        len(set(text_ids)) == 3,
+        f'modality_pad_token_id, sosp_token_id and eos_token_id are {text_ids}; they must differ.',
+    )
