@@ -1,0 +1,137 @@
+"""The language model's directory in upstream's Hugging Face layout, read and written."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+import shutil
+import tempfile
+
+import jax
+import numpy as np
+
+from mossjax.convert import rules, safetensors_io
+from mossjax.convert.lm_rules import LM_RULES, module_order
+from mossjax.errors import InputError
+from mossjax.models.lm.config import LMConfig
+from mossjax.models.lm.model import network
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON object from a file.
+
+    Raises:
+      InputError: the file is missing or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f'{path}: no such file. Give the directory that holds it.')
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise InputError(f'{path}: not JSON ({error}). Download it again.') from None
+    if not isinstance(content, dict):
+        raise InputError(f'{path}: not a JSON object. Download it again.')
+    return content
+
+
+def open_lm(directory: str | Path, dtype=None) -> tuple[LMConfig, dict]:
+    """Reads config.json and model.safetensors (or its shards).
+
+    Args:
+      directory: as downloaded, or as written by `save_lm`.
+      dtype: of the parameters; the stored one of each tensor by default.
+
+    Returns:
+      (config, parameters as a nested dict of numpy arrays in host memory).
+
+    Raises:
+      InputError: a file is missing or damaged, or weights and config do not fit; raised before
+        any weight is read.
+    """
+    directory = Path(directory)
+    path = directory / 'config.json'
+    config = LMConfig.from_hf(read_json(path), where=str(path))
+    tensors = safetensors_io.open_tensors(directory)
+    shapes = network(config).shapes
+    rules.check(LM_RULES, tensors.shapes, shapes, where=str(directory))
+
+    def read(name: str) -> np.ndarray:
+        array = tensors.read(name)
+        return array if dtype is None else array.astype(dtype)
+
+    return config, rules.to_params(LM_RULES, read, shapes)
+
+
+def save_lm(
+    directory: str | Path,
+    config: LMConfig,
+    params: Mapping,
+    *,
+    files: Mapping[str, bytes | Path] | None = None,
+    shard_bytes: int = safetensors_io.SHARD_BYTES,
+) -> None:
+    """Writes a directory that `open_lm` and upstream's code can read.
+
+    Args:
+      directory: must not exist, or be empty.
+      params: nested dict of arrays; they are stored in their own dtype.
+      files: further files by name (tokenizer, chat template), as bytes or as paths to copy.
+      shard_bytes: split the weights above this size.
+
+    Raises:
+      InputError: the directory is not empty, or parameters and config do not fit.
+    """
+    check_params(params, network(config).shapes)
+    with new_directory(directory) as temporary:
+        host = jax.tree.map(np.asarray, dict(params))
+        tensors = rules.to_tensors(LM_RULES, host)
+        tensors = {name: tensors[name] for name in sorted(tensors, key=module_order)}
+        safetensors_io.write(temporary / 'model.safetensors', tensors, shard_bytes=shard_bytes)
+        stored = host['text_embed']['table'].dtype.name
+        content = dataclasses.replace(config, dtype=stored).to_hf()
+        (temporary / 'config.json').write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
+        )
+        for name, data in (files or {}).items():
+            data = data if isinstance(data, bytes) else Path(data).read_bytes()
+            (temporary / name).write_bytes(data)
+
+
+def check_params(params: Mapping, shapes: Mapping) -> None:
+    """Raises InputError unless `params` has the names and shapes of a network's `shapes`."""
+    have = {path: tuple(x.shape) for path, x in rules.flatten(params).items()}
+    want = {path: tuple(x.shape) for path, x in rules.flatten(shapes).items()}
+    faults = [
+        f'{path} is {have.get(path, "missing")}, expected {want.get(path, "no such parameter")}'
+        for path in sorted({*have, *want})
+        if have.get(path) != want.get(path)
+    ]
+    if faults:
+        raise InputError(
+            'parameters and configuration do not belong together: ' + '; '.join(faults[:10])
+            + '. Save them with the configuration they were made with.'
+        )
+
+
+@contextlib.contextmanager
+def new_directory(path: str | Path) -> Iterator[Path]:
+    """A directory that appears at `path` when the block ends well, and not at all otherwise.
+
+    Raises:
+      InputError: `path` exists and is not an empty directory.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f'{path}: already exists and is not empty. Remove it or name another.')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,254 @@
+"""safetensors files: read lazily, checked before use; written whole or not at all.
+
+Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}},
+then the tensors' bytes. A sharded checkpoint adds an index {"weight_map": {name: file}}.
+"""
+
+from collections.abc import Mapping
+import json
+import math
+import os
+from pathlib import Path
+import tempfile
+
+import ml_dtypes
+import numpy as np
+
+from mossjax.errors import InputError
+
+DTYPES = {
+    'F64': np.dtype(np.float64),
+    'F32': np.dtype(np.float32),
+    'F16': np.dtype(np.float16),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+    'I64': np.dtype(np.int64),
+    'I32': np.dtype(np.int32),
+    'I16': np.dtype(np.int16),
+    'I8': np.dtype(np.int8),
+    'U8': np.dtype(np.uint8),
+    'BOOL': np.dtype(np.bool_),
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+MAX_HEADER = 100 * 2**20  # bytes; the reference implementation's limit
+SHARD_BYTES = 5 * 10**9  # Transformers' default
+
+
+class TensorFile:
+    """One file: its header is read and checked on opening, tensors on demand.
+
+    Attributes:
+      shapes, dtypes: {name: tuple}, {name: numpy dtype}, in the file's order.
+    """
+
+    def __init__(self, path: str | Path):
+        """Raises InputError for a file that is missing, truncated or not safetensors."""
+        self.path = Path(path)
+        header, self._start = _read_header(self.path)
+        size = self.path.stat().st_size - self._start
+        self.shapes, self.dtypes, self._begin = {}, {}, {}
+        for name, entry in header.items():
+            if name != '__metadata__':
+                self._add(name, entry, size)
+
+    def _add(self, name, entry, size):
+        try:
+            code, shape = str(entry['dtype']), tuple(int(n) for n in entry['shape'])
+            begin, end = (int(n) for n in entry['data_offsets'])
+        except (KeyError, TypeError, ValueError):
+            raise _damaged(self.path, f'the header entry of {name!r} is malformed') from None
+        if code not in DTYPES:
+            raise InputError(
+                f'{self.path}: tensor {name!r} has dtype {code}, which is not supported; convert '
+                f'it to one of {", ".join(DTYPES)}.'
+            )
+        if begin < 0 or min(shape, default=0) < 0 or (
+            end - begin != math.prod(shape) * DTYPES[code].itemsize
+        ):
+            raise _damaged(self.path, f'shape and byte range of {name!r} disagree')
+        if end > size:
+            raise _damaged(self.path, f'it ends before tensor {name!r} does')
+        self.shapes[name], self.dtypes[name], self._begin[name] = shape, DTYPES[code], begin
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, backed by the file (pages are loaded as they are touched, read-only)."""
+        shape = self.shapes[name]
+        if math.prod(shape) == 0:
+            return np.zeros(shape, self.dtypes[name])
+        raw = np.memmap(
+            self.path, np.uint8, 'r', self._start + self._begin[name],
+            (math.prod(shape) * self.dtypes[name].itemsize,),
+        )  # fmt: skip
+        return np.asarray(raw).view(self.dtypes[name]).reshape(shape)
+
+
+class ShardedTensors:
+    """Several files behind one index, with the interface of `TensorFile`."""
+
+    def __init__(self, index: Path):
+        """Raises InputError when a shard is missing or index and shards disagree."""
+        self.path = index
+        weight_map = _read_index(index)
+        files = {}
+        for file in dict.fromkeys(weight_map.values()):
+            if not (index.parent / file).is_file():
+                raise InputError(
+                    f'{index}: shard {file} is not there. Download it into {index.parent}.'
+                )
+            files[file] = TensorFile(index.parent / file)
+        self._file = {name: files[file] for name, file in weight_map.items()}
+        for name, file in weight_map.items():
+            if name not in files[file].shapes:
+                raise InputError(
+                    f'{index}: tensor {name!r} is not in {file}, where the index places it. '
+                    'Download index and shards from the same revision.'
+                )
+        stray = [n for f in files.values() for n in f.shapes if self._file.get(n) is not f]
+        if stray:
+            raise InputError(
+                f'{index}: shards hold tensors the index does not place there: {stray[:5]}. '
+                'Download index and shards from the same revision.'
+            )
+        self.shapes = {name: f.shapes[name] for name, f in self._file.items()}
+        self.dtypes = {name: f.dtypes[name] for name, f in self._file.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file[name].read(name)
+
+
+def open_tensors(path: str | Path, stem: str = 'model') -> TensorFile | ShardedTensors:
+    """Opens a .safetensors file, an index, or a directory that holds `stem`.safetensors or
+    `stem`.safetensors.index.json.
+
+    Raises:
+      InputError: nothing there, or it is damaged or incomplete.
+    """
+    path = Path(path)
+    if path.is_dir():
+        single, index = path / f'{stem}.safetensors', path / f'{stem}.safetensors.index.json'
+        if single.is_file() and index.is_file():
+            raise InputError(
+                f'{path}: holds both {single.name} and {index.name}. Remove the stale one.'
+            )
+        path = index if index.is_file() else single
+    if not path.is_file():
+        raise InputError(f'{path}: no such file. Give the directory that holds the weights.')
+    return ShardedTensors(path) if path.name.endswith('.index.json') else TensorFile(path)
+
+
+def write(
+    path: str | Path, tensors: Mapping[str, np.ndarray], *, shard_bytes: int | None = None
+) -> None:
+    """Writes tensors in the given order; each file appears complete or not at all.
+
+    Args:
+      path: the .safetensors file. When split, shards are called STEM-00001-of-0000N.safetensors
+        and `path` itself is not written but STEM.safetensors.index.json is.
+      shard_bytes: start a new file before one would exceed this many bytes (Transformers: 5e9).
+    """
+    path = Path(path)
+    groups = _group({n: a.nbytes for n, a in tensors.items()}, shard_bytes)
+    if len(groups) == 1:
+        _write_one(path, tensors)
+        return
+    weight_map = {}
+    for i, names in enumerate(groups, start=1):
+        file = f'{path.stem}-{i:05d}-of-{len(groups):05d}.safetensors'
+        _write_one(path.with_name(file), {name: tensors[name] for name in names})
+        weight_map.update(dict.fromkeys(names, file))
+    index = {
+        'metadata': {'total_size': sum(a.nbytes for a in tensors.values())},
+        'weight_map': weight_map,
+    }
+    text = json.dumps(index, indent=2) + '\n'
+    _write_atomically(path.with_name(f'{path.name}.index.json'), [text.encode()])
+
+
+def _group(sizes: Mapping[str, int], limit: int | None) -> list[list[str]]:
+    """Names in order, cut before the sum of sizes passes the limit."""
+    groups, used = [[]], 0
+    for name, size in sizes.items():
+        if limit is not None and groups[-1] and used + size > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups
+
+
+def _write_one(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    header, end = {'__metadata__': {'format': 'pt'}}, 0
+    # Wide dtypes first, so that every tensor starts at a multiple of its item size.
+    names = sorted(tensors, key=lambda n: -tensors[n].dtype.itemsize)
+    for name in names:
+        array = tensors[name]
+        if array.dtype not in CODES:
+            raise InputError(f'tensor {name!r} has dtype {array.dtype}, which cannot be stored.')
+        begin, end = end, end + array.nbytes
+        shape = list(array.shape)
+        header[name] = {'dtype': CODES[array.dtype], 'shape': shape, 'data_offsets': [begin, end]}
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+
+    def pieces():
+        yield len(text).to_bytes(8, 'little') + text
+        for name in names:
+            yield np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data
+
+    _write_atomically(path, pieces())
+
+
+def _write_atomically(path: Path, pieces) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read_header(path: Path) -> tuple[dict, int]:
+    """(JSON header, offset of the first tensor byte)."""
+    size = path.stat().st_size
+    with open(path, 'rb') as file:
+        first = file.read(8)
+        length = int.from_bytes(first, 'little')
+        if len(first) < 8 or length > size - 8:
+            raise _damaged(path, 'its header is longer than the file')
+        if length > MAX_HEADER:
+            raise _damaged(path, f'its header claims {length} bytes')
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except ValueError:
+        raise _damaged(path, 'its header is not JSON') from None
+    if not isinstance(header, dict):
+        raise _damaged(path, 'its header is not a JSON object')
+    return header, 8 + length
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text())['weight_map']
+        files = set(weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f'{index}: no "weight_map" in it. Download the index again.') from None
+    for file in files:
+        if not isinstance(file, str) or file in ('', '.', '..') or Path(file).name != file:
+            raise InputError(
+                f'{index}: names the file {file!r} outside its own directory. Do not use this '
+                'index; download it again from its publisher.'
+            )
+    return weight_map
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(
+        f'{path}: not a whole safetensors file: {what}. Download it again (an interrupted '
+        'download or a Git LFS pointer looks like this).'
+    )
