@@ -2,8 +2,8 @@
 
 A rule names a tensor the way the checkpoint does and a parameter the way we do, and says how one
 becomes the other. `{}` in a tensor name is the layer index of a stacked parameter; such a rule
-gathers all its layers along axis 0. Every tensor must be consumed once and every parameter filled
-once; all faults are reported together.
+gathers all its layers along axis 0 (a stack of stacks has two `{}` and two layer axes). Every
+tensor must be consumed once and every parameter filled once; all faults are reported together.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -57,6 +57,11 @@ class Rule:
     path: str  # slash-joined keys into the parameter dict
     op: Op = IDENTITY
 
+    @property
+    def depth(self) -> int:
+        """How many leading layer axes the parameter has."""
+        return self.name.count('{}')
+
 
 def flatten(tree: Mapping, prefix: str = '') -> dict[str, object]:
     """Nested dict to {slash-joined path: leaf}."""
@@ -85,11 +90,8 @@ def expected_tensors(rules: Iterable[Rule], shapes: Mapping) -> dict[str, tuple[
     expected = {}
     for rule in rules:
         shape = tuple(flat[rule.path].shape)
-        if '{}' in rule.name:
-            for i in range(shape[0]):
-                expected[rule.name.format(i)] = rule.op.source_shape(shape[1:])
-        else:
-            expected[rule.name] = rule.op.source_shape(shape)
+        for layer in np.ndindex(shape[: rule.depth]):
+            expected[rule.name.format(*layer)] = rule.op.source_shape(shape[rule.depth :])
     return expected
 
 
@@ -139,11 +141,13 @@ def to_params(rules: Iterable[Rule], read: Callable[[str], np.ndarray], shapes: 
     flat = {}
     for rule in rules:
         shape = tuple(flat_shapes[rule.path].shape)
-        if '{}' in rule.name:
-            names = [rule.name.format(i) for i in range(shape[0])]
-            flat[rule.path] = np.stack([rule.op.forward(read(n), shape[1:]) for n in names])
-        else:
-            flat[rule.path] = np.ascontiguousarray(rule.op.forward(read(rule.name), shape))
+        layers = [
+            rule.op.forward(read(rule.name.format(*layer)), shape[rule.depth :])
+            for layer in np.ndindex(shape[: rule.depth])
+        ]
+        flat[rule.path] = (
+            np.stack(layers).reshape(shape) if rule.depth else np.ascontiguousarray(layers[0])
+        )
     return unflatten(flat)
 
 
@@ -153,13 +157,9 @@ def to_tensors(rules: Iterable[Rule], params: Mapping) -> dict[str, np.ndarray]:
     tensors = {}
     for rule in rules:
         value = np.asarray(flat[rule.path])
-        if '{}' in rule.name:
-            for i, layer in enumerate(value):
-                tensors[rule.name.format(i)] = np.ascontiguousarray(
-                    rule.op.inverse(layer, rule.op.source_shape(layer.shape))
-                )
-        else:
-            tensors[rule.name] = np.ascontiguousarray(
-                rule.op.inverse(value, rule.op.source_shape(value.shape))
+        source = rule.op.source_shape(value.shape[rule.depth :])
+        for layer in np.ndindex(value.shape[: rule.depth]):
+            tensors[rule.name.format(*layer)] = np.ascontiguousarray(
+                rule.op.inverse(value[layer], source)
             )
     return tensors

@@ -1,0 +1,56 @@
+"""The flow decoder's half of a codec directory: `flow/config.yaml` and `flow/flow.*`."""
+
+from pathlib import Path
+
+from mossjax.convert import rules, safetensors_io
+from mossjax.convert.flow_rules import flow_rules
+from mossjax.convert.torch_reader import TorchReader
+from mossjax.errors import InputError
+from mossjax.models.flow.config import FlowConfig, read_config, released, write_config
+from mossjax.models.flow.model import FlowDecoder
+from mossjax.nn.param import Network, describe
+
+
+def flow_network(config: FlowConfig, **modules) -> Network:
+    """The network of a configuration; `modules` are FlowDecoder's keyword arguments."""
+    return describe(lambda rngs: FlowDecoder(config, rngs=rngs, **modules))
+
+
+def open_flow(codec_dir: str | Path, stem: str = 'flow') -> tuple[FlowConfig, dict]:
+    """Configuration and parameters (float32 numpy) of a codec directory's decoder.
+
+    Args:
+      stem: the checkpoint, `flow` (offline) or `flow-chunk-5` (streaming); `.safetensors` is
+        preferred to `.pt`. Without `flow/config.yaml` the released configuration is assumed.
+
+    Raises:
+      InputError: no such file, or weights that do not fit the configuration.
+    """
+    directory = Path(codec_dir) / 'flow'
+    config_file = directory / 'config.yaml'
+    config = read_config(config_file) if config_file.exists() else released()
+    path, tensors = _open_weights(directory, stem)
+    table, shapes = flow_rules(), flow_network(config).shapes
+    rules.check(table, tensors.shapes, shapes, where=str(path))
+    params = rules.to_params(table, lambda name: tensors.read(name).astype('float32'), shapes)
+    return config, params
+
+
+def _open_weights(directory: Path, stem: str):
+    safe, torch = directory / f'{stem}.safetensors', directory / f'{stem}.pt'
+    if safe.exists():
+        return safe, safetensors_io.open_tensors(safe)
+    if torch.exists():
+        return torch, TorchReader(torch)
+    raise InputError(
+        f'{directory}: neither {safe.name} nor {torch.name}; '
+        'pass the codec directory that holds the decoder (with the folder flow/ in it)'
+    )
+
+
+def save_flow(codec_dir: str | Path, config: FlowConfig, params: dict) -> None:
+    """Writes `flow/config.yaml` and `flow/flow.safetensors` under upstream's tensor names."""
+    directory = Path(codec_dir) / 'flow'
+    directory.mkdir(parents=True, exist_ok=True)
+    write_config(directory / 'config.yaml', config)
+    safetensors_io.write(directory / 'flow.safetensors', rules.to_tensors(flow_rules(), params))
