@@ -15,7 +15,7 @@ or `codes` (speech tokens, a list of integers). Paths are relative to the manife
 know are kept in `extra`, so that a manifest can carry splits, groups or facts of its own.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import json
 import math
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mossjax.errors import InputError
+from mossjax.files import replacing
 
 Labels = tuple[tuple[str, float], ...]  # (label, end in seconds)
 ROLES = ('system', 'user', 'assistant')
@@ -120,18 +121,8 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[Recording | Dialog
     path = Path(path)
     root = path.parent.resolve()
     lines = [json.dumps(to_json(e, root), ensure_ascii=False) + '\n' for e in entries]
-    write_atomic(path, lambda temporary: temporary.write_text(''.join(lines), encoding='utf-8'))
-
-
-def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write(temporary path)` and renames the result to `path`, in the same folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(''.join(lines), encoding='utf-8')
 
 
 def to_json(entry: Recording | Dialogue, root: Path) -> dict[str, Any]:

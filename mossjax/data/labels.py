@@ -1,0 +1,93 @@
+"""Targets for the tokenizer's transcription task: an inventory of labels, frames, sequences."""
+
+from collections.abc import Iterable
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mossjax.data.manifest import Labels, Recording
+from mossjax.errors import InputError
+from mossjax.files import replacing
+
+NONE = -1  # frame label where nothing is known
+SILENCE = ('pau', 'sil')  # labels that are frames but not sounds to transcribe
+BLANK = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Inventory:
+    """Label <-> id. Id 0 is the CTC blank, so frame and sequence heads have the same width.
+
+    Attributes:
+      labels: sorted; the id of labels[i] is i + 1.
+    """
+
+    labels: tuple[str, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, '_ids', {label: i + 1 for i, label in enumerate(self.labels)})
+
+    @property
+    def size(self) -> int:
+        """Classes, with the blank."""
+        return len(self.labels) + 1
+
+    def id(self, label: str) -> int:
+        """Raises InputError for a label that was not in the manifest the inventory came from."""
+        if label not in self._ids:
+            raise InputError(
+                f'label {label!r} is not among the {len(self.labels)} of the inventory; build it '
+                'from a manifest that has every label.'
+            )
+        return self._ids[label]
+
+    @classmethod
+    def of(cls, recordings: Iterable[Recording]) -> 'Inventory':
+        """Every label of `times`, and every character of texts that have no times."""
+        found = {label for r in recordings for label in _all_labels(r)}
+        if not found:
+            raise InputError('no recording has "times" or "text"; the tokenizer needs targets.')
+        return cls(tuple(sorted(found)))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> 'Inventory':
+        try:
+            return cls(tuple(json.loads(Path(path).read_text(encoding='utf-8'))['labels']))
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise InputError(f'{path}: not a label inventory ({e}); build it anew.') from e
+
+    def save(self, path: str | os.PathLike) -> None:
+        text = json.dumps({'labels': self.labels}, ensure_ascii=False)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding='utf-8')
+
+    def sequence(self, recording: Recording) -> np.ndarray:
+        """Targets int32 (n,): phones of `times` without silence, or else characters of `text`."""
+        labels = _all_labels(recording)
+        return np.array([self.id(x) for x in labels if x not in SILENCE], np.int32)
+
+    def frames(self, times: Labels, frames: int, rate: float, offset: float = 0.0) -> np.ndarray:
+        """Frame labels int32 (frames,), NONE where no label reaches.
+
+        A frame has the label in which its middle, (j + 0.5) / rate seconds, lies; a label covers
+        (end of the one before, its own end].
+
+        Args:
+          rate: frames a second.
+          offset: seconds of silence before the recording starts.
+        """
+        if not times:
+            return np.full(frames, NONE, np.int32)
+        ids = np.array([self.id(label) for label, _ in times] + [NONE], np.int32)
+        ends = np.array([end for _, end in times])
+        middle = (np.arange(frames) + 0.5) / rate - offset
+        # Rounded: 0.07 + 0.02 and 0.09 are different floats, and borders fall on such numbers.
+        which = np.searchsorted(np.round(ends, 6), np.round(middle, 6), side='left')
+        return np.where(middle > 0, ids[which], NONE).astype(np.int32)
+
+
+def _all_labels(recording: Recording) -> list[str]:
+    return [label for label, _ in recording.times] or list(recording.text)

@@ -1,0 +1,253 @@
+"""Batches of recordings for training the tokenizer and the decoder, by step.
+
+Recordings are grouped by length into a few buckets, so that few shapes are compiled; a batch
+comes from one bucket and holds about the same seconds of audio whichever it is. In an epoch every
+recording appears `weight` times. Batch i is a function of (seed, i), perturbations included, and
+the same on any number of hosts.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+
+import numpy as np
+
+from mossjax.data.clips import CLEAN, Clips, Perturb, fit
+from mossjax.data.codes import CodesStore
+from mossjax.data.labels import BLANK, Inventory
+from mossjax.data.manifest import Recording
+from mossjax.errors import InputError
+
+CODE_SAMPLES = {16_000: 1280, 24_000: 1920}  # samples of one code (80 ms), by rate in Hz
+FRAME_SAMPLES = 320  # of a 50 Hz frame at 16 kHz
+
+Batch = dict[str, np.ndarray]
+Weight = Callable[[Recording], int]
+
+
+def equal(recording: Recording) -> int:
+    """Every recording once an epoch."""
+    del recording
+    return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """Which part of a global batch this process reads."""
+
+    index: int = 0
+    count: int = 1
+
+
+class Schedule:
+    """step -> (padded length, indices): which recordings make up a global batch."""
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        weights: Sequence[int],
+        *,
+        budget: int,
+        seed: int,
+        buckets: int = 4,
+        unit: int = 1,
+        rows_multiple: int = 1,
+    ):
+        """Args:
+          lengths: of recordings, samples or codes.
+          weights: appearances of each in an epoch; 0 leaves it out.
+          budget: padded length of a batch in all; at least `rows_multiple` rows are taken.
+          buckets: how many padded lengths there may be.
+          unit: padded lengths are multiples of it.
+          rows_multiple: rows of a batch are a multiple of it (devices, hosts).
+
+        Raises:
+          InputError: a weight is not a whole number, or nothing is left.
+        """
+        lengths, counts = np.asarray(lengths, np.int64), np.asarray(weights)
+        if counts.size and (counts.dtype.kind not in 'iu' or counts.min() < 0):
+            raise InputError('weights of recordings must be whole numbers from 0.')
+        if not counts.size or not counts.sum():
+            raise InputError('no recordings to train on; check the manifest and the weights.')
+        self._seed = seed
+        used = lengths[counts > 0]
+        self.lengths = bucket_lengths(used, buckets, unit)
+        shown = np.repeat(np.arange(len(lengths)), counts)  # an epoch: index, weight times
+        which = np.searchsorted(self.lengths, lengths[shown])
+        self._members = [shown[which == k] for k in range(len(self.lengths))]
+        self.rows = [
+            max(1, int(budget // (width * rows_multiple))) * rows_multiple for width in self.lengths
+        ]
+        batches = [-(-len(m) // b) for m, b in zip(self._members, self.rows, strict=True)]
+        self.steps_per_epoch = sum(batches)
+        self._plan = functools.lru_cache(maxsize=2)(self._plan_epoch)
+
+    def bucket_of(self, length: int) -> int:
+        """The bucket whose padded length a recording of `length` gets."""
+        return int(np.searchsorted(self.lengths, length))
+
+    def batch(self, step: int) -> tuple[int, np.ndarray]:
+        """(padded length, int64 (b,) indices of the recordings)."""
+        epoch, i = divmod(step, self.steps_per_epoch)
+        bucket, indices = self._plan(epoch)[i]
+        return int(self.lengths[bucket]), indices
+
+    def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        rng = np.random.default_rng([self._seed, epoch])
+        plan = []
+        for bucket, (members, rows) in enumerate(zip(self._members, self.rows, strict=True)):
+            order = rng.permutation(members)
+            # The last batch is filled up from the start of the same order.
+            order = np.resize(order, -(-len(order) // rows) * rows)
+            plan += [(bucket, part) for part in order.reshape(-1, rows)]
+        return [plan[i] for i in rng.permutation(len(plan))]
+
+
+def bucket_lengths(lengths: np.ndarray, buckets: int, unit: int) -> np.ndarray:
+    """At most `buckets` padded lengths, multiples of `unit`, at equal shares of the recordings."""
+    shares = np.quantile(lengths, np.arange(1, buckets + 1) / buckets, method='higher')
+    return np.unique(-(-shares.astype(np.int64) // unit) * unit)
+
+
+class TokenizerBatches:
+    """Batches for training the tokenizer to transcribe.
+
+    Fields: `audio` float32 (b, w) 16 kHz, `lengths` int32 (b,) samples, `phones` int32
+    (b, w / 320) frame labels at 50 Hz (-1 none), `targets` int32 (b, n) (0 after the end),
+    `target_lengths` int32 (b,). w is a multiple of 1280 and n is fixed for each w.
+    """
+
+    def __init__(
+        self,
+        clips: Clips,
+        inventory: Inventory,
+        *,
+        seconds: float,
+        seed: int,
+        perturb: Perturb = CLEAN,
+        weight: Weight = equal,
+        buckets: int = 4,
+        rows_multiple: int = 1,
+        host: Host = Host(),
+    ):
+        """Args:
+          clips: at 16 kHz.
+          seconds: padded audio in a global batch.
+          weight: recording -> appearances in an epoch.
+          rows_multiple: rows of a global batch are a multiple of it; itself one of host.count.
+        """
+        unit = _unit(clips, 16_000)
+        _check_host(rows_multiple, host)
+        longest = clips.lengths + perturb.room(clips.rate)
+        self.schedule = Schedule(
+            longest, [weight(r) for r in clips.recordings], budget=int(seconds * clips.rate),
+            seed=seed, buckets=buckets, unit=unit, rows_multiple=rows_multiple,
+        )  # fmt: skip
+        self._clips, self._inventory, self._perturb = clips, inventory, perturb
+        self._seed, self._host = seed, host
+        self._targets = [inventory.sequence(r) for r in clips.recordings]
+        self._widths = _widest(self.schedule, longest, [len(t) for t in self._targets])
+
+    def batch(self, step: int) -> Batch:
+        """This host's part of global batch `step`."""
+        width, indices = self.schedule.batch(step)
+        rows = [self._row(i, width, rng) for i, rng in _mine(indices, self._seed, step, self._host)]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _row(self, i: int, width: int, rng: np.random.Generator) -> Batch:
+        wav, offset = self._perturb(rng, self._clips.read(i), self._clips.rate)
+        target, rate = self._targets[i], self._clips.rate
+        times = self._clips.recordings[i].times
+        return {
+            'audio': fit(wav, width),
+            'lengths': np.int32(len(wav)),
+            'phones': self._inventory.frames(
+                times, width // FRAME_SAMPLES, rate / FRAME_SAMPLES, offset / rate
+            ),
+            'targets': np.pad(
+                target, (0, self._widths[width] - len(target)), constant_values=BLANK
+            ),
+            'target_lengths': np.int32(len(target)),
+        }
+
+
+class DecoderBatches:
+    """Batches for training the decoder.
+
+    Fields: `codes` int32 (b, n) (0 after the end), `code_lengths` int32 (b,), `audio` float32
+    (b, 1920 n) 24 kHz, aligned with the codes and silent after them. The version of the codes
+    (shifted, noisy) is drawn anew each time; the audio is clean, shifted alike.
+    """
+
+    def __init__(
+        self,
+        clips: Clips,
+        codes: CodesStore,
+        *,
+        seconds: float,
+        seed: int,
+        weight: Weight = equal,
+        buckets: int = 4,
+        rows_multiple: int = 1,
+        host: Host = Host(),
+    ):
+        """Args: as `TokenizerBatches`, with clips at 24 kHz and their codes."""
+        self._unit = _unit(clips, 24_000)
+        _check_host(rows_multiple, host)
+        self._versions = [codes.versions(r.audio) for r in clips.recordings]
+        longest = [max(len(v.codes) for v in versions) for versions in self._versions]
+        self.schedule = Schedule(
+            longest, [weight(r) for r in clips.recordings],
+            budget=int(seconds * clips.rate / self._unit), seed=seed, buckets=buckets,
+            rows_multiple=rows_multiple,
+        )  # fmt: skip
+        self._clips, self._seed, self._host = clips, seed, host
+
+    def batch(self, step: int) -> Batch:
+        """This host's part of global batch `step`."""
+        width, indices = self.schedule.batch(step)
+        rows = [self._row(i, width, rng) for i, rng in _mine(indices, self._seed, step, self._host)]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _row(self, i: int, width: int, rng: np.random.Generator) -> Batch:
+        versions = self._versions[i]
+        version = versions[rng.integers(len(versions))]
+        offset = round(version.offset * self._clips.rate)
+        wav = np.pad(self._clips.read(i), (offset, 0))
+        return {
+            'codes': np.pad(version.codes, (0, width - len(version.codes))),
+            'code_lengths': np.int32(len(version.codes)),
+            'audio': fit(fit(wav, len(version.codes) * self._unit), width * self._unit),
+        }
+
+
+def _unit(clips: Clips, rate: int) -> int:
+    if clips.rate != rate:
+        raise InputError(f'clips are at {clips.rate} Hz; load them at {rate} Hz for this network.')
+    return CODE_SAMPLES[rate]
+
+
+def _check_host(rows_multiple: int, host: Host) -> None:
+    if rows_multiple % host.count or not 0 <= host.index < host.count:
+        raise InputError(
+            f'rows_multiple={rows_multiple} does not divide among {host.count} hosts (this is '
+            f'number {host.index}); use a multiple of {host.count}.'
+        )
+
+
+def _mine(indices: np.ndarray, seed: int, step: int, host: Host):
+    """(recording, random generator) for each row of this host; a row keeps its generator."""
+    share = len(indices) // host.count
+    for row in range(host.index * share, (host.index + 1) * share):
+        yield int(indices[row]), np.random.default_rng([seed, step, row])
+
+
+def _widest(schedule: Schedule, lengths: np.ndarray, sizes: Sequence[int]) -> dict[int, int]:
+    """{padded length: most targets of any recording in that bucket}."""
+    widest = {int(width): 1 for width in schedule.lengths}
+    for length, size in zip(lengths, sizes, strict=True):
+        bucket = schedule.bucket_of(length)
+        if bucket < len(schedule.lengths):  # left out by its weight and longer than the rest
+            width = int(schedule.lengths[bucket])
+            widest[width] = max(widest[width], size)
+    return widest
