@@ -10,7 +10,7 @@ from mossjax.data.manifest import Dialogue
 from mossjax.data.manifest import Turn as ManifestTurn
 from mossjax.data.rows import IGNORE
 from mossjax.errors import InputError
-from mossjax.models.lm.dialogue import build_prompt, Style, SystemPrompts, Turn
+from mossjax.models.lm.dialogue import Style, SystemPrompts, Turn, build_prompt
 
 X = IGNORE
 # Ids of tests/data/conftest.py.

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mossjax.data.rows import best_fit, cut, Example, Fill, first_fit, IGNORE, pack, unpack
+from mossjax.data.rows import IGNORE, Example, Fill, best_fit, cut, first_fit, pack, unpack
 from mossjax.errors import InputError
 
 
