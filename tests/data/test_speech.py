@@ -1,0 +1,259 @@
+"""Speech batches: labels against hand-computed times, buckets, reproducibility, the codes store."""
+
+import collections
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mossjax.data.clips import AUGMENT, CLEAN, Perturb, clips_in_memory, clips_on_disk
+from mossjax.data.codes import CodesStore, tokenize_recordings
+from mossjax.data.labels import NONE, Inventory
+from mossjax.data.manifest import Recording
+from mossjax.data.speech import DecoderBatches, Host, Schedule, TokenizerBatches
+from mossjax.errors import InputError
+from mossjax.infer import audio
+
+TIMES = (('pau', 0.05), ('t', 0.09), ('uw', 0.2))
+
+
+def test_frame_labels_by_hand():
+    inventory = Inventory(('pau', 't', 'uw'))
+    # Middles of 20 ms frames: .01 .03 .05 .07 .09 .11 .13 .15 .17 .19 .21; a border belongs to
+    # the label that ends on it.
+    got = inventory.frames(TIMES, 12, 50)
+    assert got.tolist() == [1, 1, 1, 2, 2, 3, 3, 3, 3, 3, NONE, NONE]
+    # 35 ms of silence before: middles at -.025 -.005 .015 .035 .055 .075 .095 ... .195 .215
+    got = inventory.frames(TIMES, 13, 50, offset=0.035)
+    assert got.tolist() == [NONE, NONE, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3, NONE]
+    assert inventory.frames((), 2, 50).tolist() == [NONE, NONE]
+
+
+def test_inventory(tmp_path):
+    recordings = [Recording('a', 'two', times=TIMES), Recording('b', 'at')]
+    inventory = Inventory.of(recordings)
+    assert inventory.labels == ('a', 'pau', 't', 'uw') and inventory.size == 5
+    assert inventory.sequence(recordings[0]).tolist() == [3, 4]  # no silence, no blank
+    assert inventory.sequence(recordings[1]).tolist() == [1, 3]
+    inventory.save(tmp_path / 'labels.json')
+    assert Inventory.open(tmp_path / 'labels.json') == inventory
+    with pytest.raises(InputError, match="label 'x' is not among the 4"):
+        inventory.frames((('x', 0.1),), 3, 50)
+    (tmp_path / 'bad.json').write_text('[]')
+    with pytest.raises(InputError, match='bad.json: not a label inventory'):
+        Inventory.open(tmp_path / 'bad.json')
+
+
+@pytest.fixture(scope='module')
+def recordings(tmp_path_factory):
+    """24 recordings of 0.2 to 1.5 s: ramps, so that a sample tells where it came from."""
+    folder = tmp_path_factory.mktemp('recordings')
+    rng = np.random.default_rng(1)
+    made = []
+    for i in range(24):
+        seconds = float(rng.uniform(0.2, 1.5))
+        wav = (np.arange(round(seconds * 16_000)) % 1000 + 1) / 4000.0
+        path = folder / f'{i:02}.wav'
+        audio.save(path, wav.astype(np.float32), 16_000)
+        times = (('pau', 0.05), ('t', 0.6 * seconds), ('uw', len(wav) / 16_000))
+        kind = 'answer' if i < 4 else 'question'
+        made.append(Recording(str(path), f'two {i}', 's', times, (), {'kind': kind}))
+    return made
+
+
+def test_memory_and_disk_give_the_same_samples(recordings):
+    memory, disk = (f(recordings, 16_000) for f in (clips_in_memory, clips_on_disk))
+    np.testing.assert_array_equal(memory.lengths, disk.lengths)
+    for i in range(len(recordings)):
+        want = audio.load(recordings[i].audio, 16_000)
+        np.testing.assert_array_equal(memory.read(i), want)
+        np.testing.assert_array_equal(disk.read(i), want)
+
+
+def test_wrong_seconds_are_noticed(recordings):
+    short = dataclasses.replace(recordings[0], extra={'seconds': 0.1})
+    with pytest.raises(InputError, match=r'00\.wav lasts .* the manifest says 0.100 s'):
+        clips_on_disk([short], 16_000).read(0)
+    with pytest.raises(InputError, match='1 of 2 audio files do not exist'):
+        clips_in_memory([recordings[0], Recording('/none.wav')], 16_000)
+
+
+def test_perturbation(rng):
+    wav = np.full(4000, 0.1, np.float32)
+    out, offset = Perturb(0.07, 6.0, 0.0)(rng, wav, 16_000)
+    assert 0 <= offset <= 1120 and len(out) == 4000 + offset and not out[:offset].any()
+    level = 20 * np.log10(out[offset:].astype(np.float64) / 0.1)
+    assert np.ptp(level) < 1e-4 and abs(level[0]) <= 6
+    noisy, offset = Perturb(0.0, 0.0, 0.02)(np.random.default_rng(1), wav, 16_000)
+    drawn = np.random.default_rng(1)
+    drawn.integers(0, 1), drawn.uniform(0, 0)  # shift and gain are drawn first
+    assert offset == 0 and np.std(noisy - wav) == pytest.approx(drawn.uniform(0, 0.02), rel=0.05)
+    same, offset = CLEAN(rng, wav, 16_000)
+    np.testing.assert_array_equal(same, wav)
+
+
+def weight(recording):
+    return 6 if recording.extra['kind'] == 'answer' else 1
+
+
+def tokenizer_batches(recordings, **settings):
+    clips = clips_in_memory(recordings, 16_000)
+    settings = {'seconds': 4.0, 'seed': 2, 'perturb': AUGMENT, 'weight': weight} | settings
+    return TokenizerBatches(clips, Inventory.of(recordings), **settings)
+
+
+def test_schedule_shows_everything_as_often_as_its_weight(rng):
+    lengths = rng.integers(100, 4000, 300)
+    weights = np.where(np.arange(300) % 5 == 0, 6, 1)
+    weights[7] = 0
+    schedule = Schedule(lengths, weights, budget=12_000, seed=0, buckets=4, unit=160)
+    assert len(schedule.lengths) <= 4 and not (schedule.lengths % 160).any()
+    for epoch in range(2):
+        seen = collections.Counter()
+        steps = range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
+        for step in steps:
+            width, indices = schedule.batch(step)
+            assert lengths[indices].max() <= width
+            assert len(indices) * width <= 12_000 < (len(indices) + 1) * width  # the budget
+            seen.update(indices.tolist())
+        # Each bucket's last batch is filled up, so some are seen once or twice more.
+        extra = np.array([seen[i] for i in range(300)]) - weights
+        assert extra.min() == 0 and extra.sum() <= sum(schedule.rows) and seen[7] == 0
+
+
+def test_tokenizer_batches(recordings):
+    batches = tokenizer_batches(recordings)
+    inventory = Inventory.of(recordings)
+    shapes = set()
+    for step in range(batches.schedule.steps_per_epoch):
+        batch = batches.batch(step)
+        width, indices = batches.schedule.batch(step)
+        shapes.add((batch['audio'].shape, batch['targets'].shape))
+        assert width % 1280 == 0 and batch['phones'].shape[1] == width // 320
+        for row, i in enumerate(indices):
+            length = batch['lengths'][row]
+            clean = clips_in_memory([recordings[i]], 16_000)
+            offset = length - clean.lengths[0]
+            assert 0 <= offset <= 1120 and not batch['audio'][row, length:].any()
+            # Gain is one number, noise is small: what is left is the recording, shifted.
+            heard, said = batch['audio'][row, offset:length], clean.read(0)
+            assert np.corrcoef(heard, said)[0, 1] > 0.99
+            middle = (np.arange(width // 320) + 0.5) / 50 - offset / 16_000
+            ends = [end for _, end in recordings[i].times]
+            want = np.select(
+                [middle <= 0, *(middle <= end for end in ends)], [-1, 1, 2, 3], default=-1
+            )
+            np.testing.assert_array_equal(batch['phones'][row], want)
+            assert batch['targets'][row, : batch['target_lengths'][row]].tolist() == [2, 3]
+    assert inventory.labels == ('pau', 't', 'uw') and len(shapes) <= 4
+
+
+def test_batches_are_a_function_of_seed_and_step_on_any_hosts(recordings):
+    """Also with the recordings' own perturbations, and after a restart."""
+    one, again = (tokenizer_batches(recordings, rows_multiple=2) for _ in range(2))
+    hosts = [tokenizer_batches(recordings, rows_multiple=2, host=Host(i, 2)) for i in range(2)]
+    for step in (11, 3, 200):
+        want = one.batch(step)
+        assert len(want['audio']) % 2 == 0
+        parts = [host.batch(step) for host in hosts]
+        for key in want:
+            np.testing.assert_array_equal(again.batch(step)[key], want[key])
+            np.testing.assert_array_equal(np.concatenate([p[key] for p in parts]), want[key])
+    other = tokenizer_batches(recordings, rows_multiple=2, seed=3)
+    assert any(other.schedule.batch(s)[0] != one.schedule.batch(s)[0] for s in range(10))
+    with pytest.raises(InputError, match='multiple of 2'):
+        tokenizer_batches(recordings, rows_multiple=1, host=Host(0, 2))
+
+
+class Peaks:
+    """Stands for a tokenizer: code = 1 + rounded mean level of its 80 ms, so silence is 1."""
+
+    calls = 0
+
+    def encode(self, wavs):
+        self.calls += len(wavs)
+        padded = [np.pad(w, (0, -len(w) % 1280)).reshape(-1, 1280) for w in wavs]
+        return [(1 + np.round(1000 * np.abs(w).mean(1))).astype(np.int32) for w in padded]
+
+
+def test_codes_store(recordings, tmp_path):
+    path = tmp_path / 'codes.jsonl'
+    store = tokenize_recordings(Peaks(), recordings, path, versions=3, seed=5)
+    assert len(store) == 24
+    for recording in recordings:
+        versions = store.versions(recording.audio)
+        wav = audio.load(recording.audio, 16_000)
+        np.testing.assert_array_equal(versions[0].codes, Peaks().encode([wav])[0])
+        assert len(versions) == 3 and versions[0].offset == 0
+        for version in versions[1:]:
+            assert 0 <= version.offset <= 0.07
+            assert len(version.codes) == -(-(len(wav) + round(16_000 * version.offset)) // 1280)
+    offsets = [store.versions(r.audio)[v].offset for r in recordings for v in (1, 2)]
+    assert len(set(offsets)) > 40
+
+
+def test_an_interrupted_store_goes_on_where_it_stopped(recordings, tmp_path):
+    whole, part = tmp_path / 'whole.jsonl', tmp_path / 'part.jsonl'
+    tokenize_recordings(Peaks(), recordings, whole, versions=3, seed=5)
+    tokenize_recordings(Peaks(), recordings, part, versions=3, seed=5)
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b''.join(lines[:20]) + lines[20][:30])  # torn
+    with pytest.raises(InputError, match='no codes of'):
+        opened = CodesStore.open(part)
+        for recording in recordings:
+            opened.versions(recording.audio)
+    rest = Peaks()
+    tokenize_recordings(rest, recordings[::-1], part, versions=3, seed=5)
+    assert rest.calls == 72 - 20
+    assert sorted(part.read_text().split('\n')) == sorted(whole.read_text().split('\n'))
+    none = Peaks()
+    tokenize_recordings(none, recordings, part, versions=3, seed=5)
+    assert none.calls == 0
+
+
+def test_bad_stores(recordings, tmp_path):
+    path = tmp_path / 'codes.jsonl'
+    with pytest.raises(InputError, match='no codes; tokenize'):
+        CodesStore.open(path)
+    tokenize_recordings(Peaks(), recordings[:1], path, versions=1, fingerprint='a')
+    with pytest.raises(InputError, match="'fingerprint': 'a'.*'fingerprint': 'b'"):
+        tokenize_recordings(Peaks(), recordings[:1], path, versions=1, fingerprint='b')
+    path.write_text(json.dumps({'path': 'a'}) + '\n')
+    with pytest.raises(InputError, match=r'codes\.jsonl:1: expected'):
+        CodesStore.open(path)
+
+
+def test_decoder_batches_align_codes_and_audio(recordings, tmp_path):
+    """The stand-in's codes, computed again from the batch's audio, are the batch's codes."""
+    store = tokenize_recordings(
+        Peaks(), recordings, tmp_path / 'codes.jsonl', versions=4, perturb=Perturb(0.07, 0.0, 0.0)
+    )
+    clips = clips_in_memory(recordings, 24_000)
+    batches = DecoderBatches(clips, store, seconds=4.0, seed=0, weight=weight)
+    drawn = set()
+    for step in range(batches.schedule.steps_per_epoch):
+        batch = batches.batch(step)
+        n = batch['codes'].shape[1]
+        assert batch['audio'].shape == (len(batch['codes']), 1920 * n)
+        for row, length in enumerate(batch['code_lengths']):
+            level = np.abs(batch['audio'][row].reshape(n, 1920)).mean(1)
+            again = 1 + 1000 * level
+            # Resampling the ramp to 24 kHz changes the level of 80 ms by a per cent or so.
+            assert abs(again[:length] - batch['codes'][row, :length]).max() < 6
+            assert not batch['codes'][row, length:].any()
+            assert not batch['audio'][row, 1920 * length :].any()
+            drawn.add(bytes(batch['codes'][row]))
+        again = DecoderBatches(clips, store, seconds=4.0, seed=0, weight=weight).batch(step)
+        for key in batch:
+            np.testing.assert_array_equal(again[key], batch[key])
+    assert len(drawn) > 24  # several versions of a recording
+    with pytest.raises(InputError, match='24000 Hz'):
+        DecoderBatches(clips_in_memory(recordings, 16_000), store, seconds=4.0, seed=0)
+
+
+def test_nothing_to_train_on(recordings):
+    with pytest.raises(InputError, match='no recordings to train on'):
+        tokenizer_batches(recordings, weight=lambda r: 0)
+    with pytest.raises(InputError, match='whole numbers'):
+        tokenizer_batches(recordings, weight=lambda r: 0.5)
