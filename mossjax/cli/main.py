@@ -1,0 +1,113 @@
+"""The command `mossjax`: finds the command asked for, parses its flags, reports its errors.
+
+A command is a module beside this one: its docstring is its help, `FLAGS` holds its flags and
+`main(args)` runs it on the arguments that are not flags (see `tokenize.py`). To add one, write the
+module and its line in COMMANDS. Nothing here imports jax, so help is quick.
+"""
+
+import difflib
+import importlib
+import re
+import sys
+import traceback
+
+from absl import flags, logging
+
+from mossjax import __version__
+from mossjax.cli.common import flag_help
+from mossjax.errors import InputError
+
+COMMANDS = {
+    'tokenize': 'recordings to speech codes, one JSON line a file',
+}
+
+OVERVIEW = """\
+mossjax {version}: MOSS-Speech in JAX, a speech-to-speech language model.
+
+Usage: mossjax COMMAND [flags] [arguments]
+
+Commands:
+{commands}
+
+Examples:
+  mossjax tokenize --help
+  mossjax tokenize --codec CODEC_DIR --out codes.jsonl question.wav
+
+mossjax COMMAND --help shows the flags of a command and how to use it.
+With --debug an error shows where it was raised.
+"""
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def run() -> None:
+    """Entry point of the installed script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command line, without the program name, and returns its exit code."""
+    if not argv or argv[0] in ('--help', '-h', '--helpfull', 'help') and len(argv) == 1:
+        lines = [f'  {name:12}{what}' for name, what in COMMANDS.items()]
+        print(OVERVIEW.format(version=__version__, commands='\n'.join(lines)), end='')
+        return OK
+    if argv[0] == '--version':
+        print(f'mossjax {__version__}')
+        return OK
+    if argv[0] == 'help':
+        argv = [*argv[1:], '--help']
+    name, *rest = argv
+    if name not in COMMANDS:
+        return _unknown(name)
+    return _run_command(name, rest)
+
+
+def _run_command(name: str, rest: list[str]) -> int:
+    before = rest[: rest.index('--')] if '--' in rest else rest
+    module = importlib.import_module(f'mossjax.cli.{name}')
+    if '--help' in before or '-h' in before:
+        print(f'mossjax {name}: {module.__doc__.strip()}\n\nFlags:\n{flag_help(module.FLAGS)}')
+        return OK
+    debug = '--debug' in before
+    if debug:
+        rest = [arg for arg in before if arg != '--debug'] + rest[len(before) :]
+    try:
+        return _guarded(module, name, rest)
+    except InputError as error:
+        return _report(f'{name}: {error}', BAD_INPUT, debug)
+    except flags.Error as error:
+        text = re.sub(r'flag --(\w+)=None: .*', r'flag --\1 is required', str(error))
+        return _report(f'{name}: {text}\nmossjax {name} --help lists the flags.', BAD_INPUT, debug)
+    except KeyboardInterrupt:
+        return _report(f'{name}: interrupted', INTERRUPTED, debug)
+    except OSError as error:  # a full disk, a missing permission: the machine, not the program
+        return _report(f'{name}: {error} (--debug shows where)', FAILED, debug)
+
+
+def _guarded(module, name: str, rest: list[str]) -> int:
+    logging.set_verbosity(logging.INFO)
+    # Libraries that read absl's global flags (grain's workers) must find them parsed.
+    flags.FLAGS.mark_as_parsed()
+    # Config flags look for their overrides, --config.key=value, in sys.argv.
+    sys.argv = [f'mossjax {name}', *rest]
+    module.FLAGS.set_gnu_getopt(True)  # flags may also follow arguments
+    try:
+        _, *args = module.FLAGS(sys.argv)
+    except (flags.Error, InputError):
+        raise
+    except Exception as error:  # a config file is Python: it can raise anything
+        raise InputError(f'a flag cannot be used: {type(error).__name__}: {error}') from error
+    return module.main(args) or OK
+
+
+def _unknown(name: str) -> int:
+    close = difflib.get_close_matches(name, COMMANDS)
+    hint = f'Did you mean {" or ".join(close)}? ' if close else ''
+    return _report(f'has no command {name!r}. {hint}mossjax --help lists all commands.', BAD_INPUT)
+
+
+def _report(message: str, code: int, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f'mossjax {message}', file=sys.stderr)
+    return code

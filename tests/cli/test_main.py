@@ -1,0 +1,121 @@
+"""The command line as a user meets it: help, exit codes, errors without tracebacks."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mossjax import __version__
+from mossjax.cli import main as cli
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _mossjax(*args, **kwargs):
+    return subprocess.run(
+        [sys.executable, '-X', 'importtime', '-m', 'mossjax', *args],
+        capture_output=True, text=True, cwd=ROOT, timeout=60, **kwargs,
+    )
+
+
+def _imported(stderr):
+    lines = [line for line in stderr.splitlines() if line.startswith('import time:')]
+    return {line.rsplit('|', 1)[1].strip() for line in lines}
+
+
+def test_help_of_a_process_is_quick_and_goes_to_stdout():
+    done = _mossjax('tokenize', '--help')
+    assert done.returncode == 0
+    assert '--codec' in done.stdout and 'Examples:' in done.stdout
+    imported = _imported(done.stderr)
+    assert 'absl.flags' in imported  # the reading of -X importtime works
+    assert not imported & {'jax', 'flax', 'soundfile', 'librosa', 'tqdm'}
+
+
+def test_a_refusal_ends_the_process_with_2_and_one_message():
+    done = _mossjax('tokenize', '--codec', 'nowhere', '--out', 'x.jsonl', 'missing.wav')
+    said = [line for line in done.stderr.splitlines() if not line.startswith('import time:')]
+    assert done.returncode == 2
+    assert said == ['mossjax tokenize: missing.wav does not exist; check the path']
+    assert done.stdout == ''
+
+
+@pytest.mark.parametrize('argv', [[], ['--help'], ['-h'], ['help']])
+def test_the_overview_lists_every_command_with_its_line(argv, capsys):
+    assert cli.main(argv) == 0
+    shown = capsys.readouterr().out
+    for name, what in cli.COMMANDS.items():
+        assert f'  {name:12}{what}\n' in shown
+    assert 'Examples:' in shown and __version__ in shown
+
+
+@pytest.mark.parametrize('name', cli.COMMANDS)
+def test_the_help_of_each_command_teaches(name, capsys):
+    module = importlib.import_module(f'mossjax.cli.{name}')
+    assert cli.main([name, '--help']) == 0
+    shown = capsys.readouterr().out
+    assert f'mossjax {name} ' in shown and 'Examples:' in shown
+    listed = [line[4:] for line in shown.splitlines() if line.startswith('  --')]
+    assert listed == list(module.FLAGS)  # its own flags, all of them, and no other's
+    assert cli.main(['help', name]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_version(capsys):
+    assert cli.main(['--version']) == 0
+    assert capsys.readouterr().out == f'mossjax {__version__}\n'
+
+
+def test_an_unknown_command_is_answered_with_the_closest(capsys):
+    assert cli.main(['tokenise']) == 2
+    assert 'Did you mean tokenize?' in capsys.readouterr().err
+    assert cli.main(['xyzzy']) == 2
+    error = capsys.readouterr().err
+    assert 'Did you mean' not in error and 'mossjax --help' in error
+
+
+@pytest.mark.parametrize(
+    'argv, message',
+    [
+        (['--cdec', 'x'], "Unknown command line flag 'cdec'"),
+        (['a.wav'], 'flag --codec is required'),
+        (['--out'], 'Missing value for flag --out'),
+    ],
+)
+def test_flag_errors_exit_with_2_and_point_to_help(argv, message, capsys):
+    assert cli.main(['tokenize', *argv]) == 2
+    error = capsys.readouterr().err
+    assert message in error and 'mossjax tokenize --help' in error and 'Traceback' not in error
+
+
+class _Command:
+    """A command that raises, in place of tokenize: what the dispatcher makes of it is tested."""
+
+    def __init__(self, error):
+        from absl import flags
+
+        self.FLAGS, self.error = flags.FlagValues(), error
+
+    def main(self, args):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    'error, code',
+    [(KeyboardInterrupt(), 130), (OSError(28, 'No space left on device', 'out.wav'), 1)],
+)
+@pytest.mark.parametrize('debug', [False, True])
+def test_interrupts_and_machine_errors(error, code, debug, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'mossjax.cli.tokenize', _Command(error))
+    assert cli.main(['tokenize'] + ['--debug'] * debug) == code
+    said = capsys.readouterr().err
+    assert ('Traceback' in said) == debug
+    assert 'interrupted' in said or "No space left on device: 'out.wav'" in said
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mossjax.cli.tokenize', _Command(ZeroDivisionError('bug')))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(['tokenize'])
