@@ -103,6 +103,9 @@ def test_another_data_set_does_not_reorder_the_others():
 
     few = {'asr': SOURCES['asr'], 's2s': SOURCES['s2s']}
     assert order(few) == order(SOURCES)
+    backwards = dict(reversed(SOURCES.items()))
+    first, second = (RowBatches(x, 8, 0, weights=WEIGHTS) for x in (SOURCES, backwards))
+    assert identities(first, range(3)) == identities(second, range(3))
 
 
 def test_rows_from_files(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mossjax.data.clips import AUGMENT, CLEAN, Perturb, clips_in_memory, clips_on_disk
-from mossjax.data.codes import CodesStore, tokenize_recordings
+from mossjax.data.codes import CodesStore, Version, tokenize_recordings
 from mossjax.data.labels import NONE, Inventory
 from mossjax.data.manifest import Recording
 from mossjax.data.speech import DecoderBatches, Host, Schedule, TokenizerBatches
@@ -250,6 +250,19 @@ def test_decoder_batches_align_codes_and_audio(recordings, tmp_path):
     assert len(drawn) > 24  # several versions of a recording
     with pytest.raises(InputError, match='24000 Hz'):
         DecoderBatches(clips_in_memory(recordings, 16_000), store, seconds=4.0, seed=0)
+
+
+def test_audio_beyond_its_codes_is_left_out(recordings):
+    """Codes of the first 160 ms only, beside a longer recording: the rest of the row is silent."""
+    first = np.array([5, 6], np.int32)
+    codes = CodesStore({recordings[0].audio: [Version(first)], recordings[1].audio: [
+        Version(np.ones(30, np.int32))
+    ]})  # fmt: skip
+    clips = clips_in_memory(recordings[:2], 24_000)
+    batch = DecoderBatches(clips, codes, seconds=6.0, seed=0, buckets=1).batch(0)
+    row = batch['code_lengths'].tolist().index(2)
+    np.testing.assert_array_equal(batch['audio'][row, :3840], clips.read(0)[:3840])
+    assert not batch['audio'][row, 3840:].any()
 
 
 def test_nothing_to_train_on(recordings):
