@@ -97,15 +97,11 @@ class Perturb:
     gain: float = 6.0
     noise: float = 0.005
 
-    def room(self, rate: int) -> int:
-        """The most samples that a recording can grow by."""
-        return int(self.shift * rate)
-
     def __call__(
         self, rng: np.random.Generator, wav: np.ndarray, rate: int
     ) -> tuple[np.ndarray, int]:
         """wav (w,) -> (float32 (w + offset,) in [-1, 1], offset in samples)."""
-        offset = int(rng.integers(0, self.room(rate) + 1))
+        offset = int(rng.integers(0, int(self.shift * rate) + 1))
         gain = 10.0 ** (rng.uniform(-self.gain, self.gain) / 20.0)
         level = rng.uniform(0.0, self.noise)
         out = np.pad(wav, (offset, 0)) * np.float32(gain)

@@ -121,27 +121,21 @@ def tokenize_recordings(
         if (recordings[i].audio, version) not in done
     ]
     logging.info('%s: %d of %d versions to tokenize', path, len(jobs), versions * len(recordings))
+
+    def heard(i: int, version: int) -> tuple[dict[str, Any], np.ndarray]:
+        """A line without its codes, and the audio to tokenize."""
+        name = os.path.relpath(recordings[i].audio, path.parent.resolve())
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), version])
+        wav, offset = (perturb if version else CLEAN)(rng, clips.read(i), RATE)
+        line = {'path': name, 'version': version, 'offset': offset / RATE}
+        return {**line, 'seconds': len(wav) / RATE}, wav
+
     with path.open('a', encoding='utf-8') as store:
         for start in range(0, len(jobs), batch_size):
-            part = jobs[start : start + batch_size]
-            names = [os.path.relpath(recordings[i].audio, path.parent.resolve()) for i, _ in part]
-            heard = [
-                (perturb if version else CLEAN)(
-                    np.random.default_rng([seed, zlib.crc32(name.encode()), version]),
-                    clips.read(i),
-                    RATE,
-                )
-                for (i, version), name in zip(part, names, strict=True)
-            ]
-            codes = tokenizer.encode([wav for wav, _ in heard])
-            for (_, version), name, (wav, offset), found in zip(
-                part, names, heard, codes, strict=True
-            ):
-                line = {
-                    'path': name, 'version': version, 'offset': offset / RATE,
-                    'codes': np.asarray(found).tolist(), 'seconds': len(wav) / RATE,
-                }  # fmt: skip
-                store.write(json.dumps(line) + '\n')
+            part = [heard(*job) for job in jobs[start : start + batch_size]]
+            found = tokenizer.encode([wav for _, wav in part])
+            for (line, _), codes in zip(part, found, strict=True):
+                store.write(json.dumps({**line, 'codes': np.asarray(codes).tolist()}) + '\n')
             store.flush()
     return CodesStore.open(path)
 

@@ -14,26 +14,23 @@ from mossjax.files import replacing
 
 NONE = -1  # frame label where nothing is known
 SILENCE = ('pau', 'sil')  # labels that are frames but not sounds to transcribe
-BLANK = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Inventory:
-    """Label <-> id. Id 0 is the CTC blank, so frame and sequence heads have the same width.
+    """Label <-> id: the id of labels[i] is i. The CTC blank has none; it is the head's affair.
 
     Attributes:
-      labels: sorted; the id of labels[i] is i + 1.
+      labels: sorted.
     """
 
     labels: tuple[str, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, '_ids', {label: i + 1 for i, label in enumerate(self.labels)})
+        object.__setattr__(self, '_ids', {label: i for i, label in enumerate(self.labels)})
 
-    @property
-    def size(self) -> int:
-        """Classes, with the blank."""
-        return len(self.labels) + 1
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def id(self, label: str) -> int:
         """Raises InputError for a label that was not in the manifest the inventory came from."""
@@ -69,7 +66,7 @@ class Inventory:
         labels = _all_labels(recording)
         return np.array([self.id(x) for x in labels if x not in SILENCE], np.int32)
 
-    def frames(self, times: Labels, frames: int, rate: float, offset: float = 0.0) -> np.ndarray:
+    def frames(self, times: Labels, frames: int, rate: float) -> np.ndarray:
         """Frame labels int32 (frames,), NONE where no label reaches.
 
         A frame has the label in which its middle, (j + 0.5) / rate seconds, lies; a label covers
@@ -77,16 +74,15 @@ class Inventory:
 
         Args:
           rate: frames a second.
-          offset: seconds of silence before the recording starts.
         """
         if not times:
             return np.full(frames, NONE, np.int32)
         ids = np.array([self.id(label) for label, _ in times] + [NONE], np.int32)
         ends = np.array([end for _, end in times])
-        middle = (np.arange(frames) + 0.5) / rate - offset
+        middle = (np.arange(frames) + 0.5) / rate
         # Rounded: 0.07 + 0.02 and 0.09 are different floats, and borders fall on such numbers.
         which = np.searchsorted(np.round(ends, 6), np.round(middle, 6), side='left')
-        return np.where(middle > 0, ids[which], NONE).astype(np.int32)
+        return ids[which]
 
 
 def _all_labels(recording: Recording) -> list[str]:

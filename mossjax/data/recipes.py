@@ -13,8 +13,9 @@ target. Masks compose: `without_text_loss(interleaved(...))`.
 Source: arXiv 2510.00499, pre-training and SFT sections.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from mossjax.models.lm.grid import GridIds, concatenate, speech_rows, text_rows
 from mossjax.models.lm.text import TextTokenizer
 
 CODES_PER_SECOND = 12.5
+# Encodes differently under most other tokenizers.
+PROBE = 'what is three plus four? the answer is seven. 12 ABC'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,31 @@ class Format:
     def pad(self) -> tuple[int, int]:
         """Text and audio id for the padding of packed rows."""
         return self.ids.pad, self.ids.filler
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the ids in rows, as JSON; goes into a data set's config as 'format'."""
+        return {
+            'ids': {**dataclasses.asdict(self.ids), 'stops': list(self.ids.stops)},
+            'prompts': dataclasses.asdict(self.style.prompts),
+            'asr_prompt': self.asr_prompt,
+            'tts_prompt': self.tts_prompt,
+            'probe': self.tokenizer.encode_plain(PROBE),
+        }
+
+    def check(self, metadata: Mapping[str, Any], name: str) -> None:
+        """Raises InputError if rows were written in another format than this model reads."""
+        found, mine = metadata['config'].get('format'), self.facts()
+        if found is None:
+            raise InputError(
+                f'{name} does not say which ids it was written with; write it with '
+                "config={..., 'format': form.facts()}."
+            )
+        other = sorted(k for k in mine if found.get(k) != mine[k])
+        if other:
+            raise InputError(
+                f'{name} was written in another format ({", ".join(other)} differ); write it anew '
+                'with the tokenizer and prompts of this model.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,24 +2,25 @@
 
 Recordings are grouped by length into a few buckets, so that few shapes are compiled; a batch
 comes from one bucket and holds about the same seconds of audio whichever it is. In an epoch every
-recording appears `weight` times. Batch i is a function of (seed, i), perturbations included, and
-the same on any number of hosts.
+recording appears `weight` times. Batch i is a function of (seed, i) and the same on any number of
+hosts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 
 import numpy as np
 
-from mossjax.data.clips import CLEAN, Clips, Perturb, fit
+from mossjax.data.clips import Clips, fit
 from mossjax.data.codes import CodesStore
-from mossjax.data.labels import BLANK, Inventory
+from mossjax.data.labels import Inventory
 from mossjax.data.manifest import Recording
 from mossjax.errors import InputError
 
 CODE_SAMPLES = {16_000: 1280, 24_000: 1920}  # samples of one code (80 ms), by rate in Hz
-FRAME_SAMPLES = 320  # of a 50 Hz frame at 16 kHz
+FRAMES_PER_SECOND = 50
+FRAME_SAMPLES = 320  # of such a frame, at 16 kHz
 
 Batch = dict[str, np.ndarray]
 Weight = Callable[[Recording], int]
@@ -29,6 +30,11 @@ def equal(recording: Recording) -> int:
     """Every recording once an epoch."""
     del recording
     return 1
+
+
+def by_key(key: str, table: Mapping[str, int]) -> Weight:
+    """Weight from an extra key of the manifest: by_key('kind', {'answer': 6}); 1 if not listed."""
+    return lambda recording: table.get(recording.extra.get(key), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +120,8 @@ class TokenizerBatches:
 
     Fields: `audio` float32 (b, w) 16 kHz, `lengths` int32 (b,) samples, `phones` int32
     (b, w / 320) frame labels at 50 Hz (-1 none), `targets` int32 (b, n) (0 after the end),
-    `target_lengths` int32 (b,). w is a multiple of 1280 and n is fixed for each w.
+    `target_lengths` int32 (b,). w is a multiple of 1280 and n is fixed for each w. Distortions
+    are made on the device, by the training task.
     """
 
     def __init__(
@@ -124,7 +131,7 @@ class TokenizerBatches:
         *,
         seconds: float,
         seed: int,
-        perturb: Perturb = CLEAN,
+        room: float = 0.0,
         weight: Weight = equal,
         buckets: int = 4,
         rows_multiple: int = 1,
@@ -133,40 +140,35 @@ class TokenizerBatches:
         """Args:
           clips: at 16 kHz.
           seconds: padded audio in a global batch.
+          room: seconds of silence kept after each recording, for a task that delays it.
           weight: recording -> appearances in an epoch.
           rows_multiple: rows of a global batch are a multiple of it; itself one of host.count.
         """
         unit = _unit(clips, 16_000)
         _check_host(rows_multiple, host)
-        longest = clips.lengths + perturb.room(clips.rate)
+        longest = clips.lengths + round(room * clips.rate)
         self.schedule = Schedule(
             longest, [weight(r) for r in clips.recordings], budget=int(seconds * clips.rate),
             seed=seed, buckets=buckets, unit=unit, rows_multiple=rows_multiple,
         )  # fmt: skip
-        self._clips, self._inventory, self._perturb = clips, inventory, perturb
-        self._seed, self._host = seed, host
+        self._clips, self._inventory, self._host = clips, inventory, host
         self._targets = [inventory.sequence(r) for r in clips.recordings]
         self._widths = _widest(self.schedule, longest, [len(t) for t in self._targets])
 
     def batch(self, step: int) -> Batch:
         """This host's part of global batch `step`."""
         width, indices = self.schedule.batch(step)
-        rows = [self._row(i, width, rng) for i, rng in _mine(indices, self._seed, step, self._host)]
+        rows = [self._row(int(indices[at]), width) for at in _mine(indices, self._host)]
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
-    def _row(self, i: int, width: int, rng: np.random.Generator) -> Batch:
-        wav, offset = self._perturb(rng, self._clips.read(i), self._clips.rate)
-        target, rate = self._targets[i], self._clips.rate
+    def _row(self, i: int, width: int) -> Batch:
+        wav, target = self._clips.read(i), self._targets[i]
         times = self._clips.recordings[i].times
         return {
             'audio': fit(wav, width),
             'lengths': np.int32(len(wav)),
-            'phones': self._inventory.frames(
-                times, width // FRAME_SAMPLES, rate / FRAME_SAMPLES, offset / rate
-            ),
-            'targets': np.pad(
-                target, (0, self._widths[width] - len(target)), constant_values=BLANK
-            ),
+            'phones': self._inventory.frames(times, width // FRAME_SAMPLES, FRAMES_PER_SECOND),
+            'targets': np.pad(target, (0, self._widths[width] - len(target))),
             'target_lengths': np.int32(len(target)),
         }
 
@@ -206,7 +208,11 @@ class DecoderBatches:
     def batch(self, step: int) -> Batch:
         """This host's part of global batch `step`."""
         width, indices = self.schedule.batch(step)
-        rows = [self._row(i, width, rng) for i, rng in _mine(indices, self._seed, step, self._host)]
+        rows = [
+            # By place in the global batch, which no number of hosts changes.
+            self._row(int(indices[at]), width, np.random.default_rng([self._seed, step, at]))
+            for at in _mine(indices, self._host)
+        ]
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     def _row(self, i: int, width: int, rng: np.random.Generator) -> Batch:
@@ -235,11 +241,10 @@ def _check_host(rows_multiple: int, host: Host) -> None:
         )
 
 
-def _mine(indices: np.ndarray, seed: int, step: int, host: Host):
-    """(recording, random generator) for each row of this host; a row keeps its generator."""
+def _mine(indices: np.ndarray, host: Host) -> range:
+    """Places in the global batch that this host reads."""
     share = len(indices) // host.count
-    for row in range(host.index * share, (host.index + 1) * share):
-        yield int(indices[row]), np.random.default_rng([seed, step, row])
+    return range(host.index * share, (host.index + 1) * share)
 
 
 def _widest(schedule: Schedule, lengths: np.ndarray, sizes: Sequence[int]) -> dict[int, int]:

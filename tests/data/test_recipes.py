@@ -1,6 +1,7 @@
 """Labels by hand: which rows are targets, of which head, shifted by one."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -189,6 +190,16 @@ def test_turns_of_a_manifest(form):
     np.testing.assert_array_equal(
         recipes.dialogue(turns, form).tokens, recipes.dialogue(direct, form).tokens
     )
+
+
+def test_rows_of_another_format_are_refused(form):
+    facts = json.loads(json.dumps(form.facts()))
+    form.check({'config': {'format': facts}}, 'rows')
+    other = dataclasses.replace(form, ids=dataclasses.replace(form.ids, filler=29))
+    with pytest.raises(InputError, match=r'rows .* \(ids differ\)'):
+        other.check({'config': {'format': facts}}, 'rows')
+    with pytest.raises(InputError, match='does not say'):
+        form.check({'config': {}}, 'rows')
 
 
 def test_bad_dialogues(form):
