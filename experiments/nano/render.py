@@ -21,7 +21,7 @@ About five minutes on two idle cores.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 import functools
@@ -33,9 +33,10 @@ import shutil
 import subprocess
 import tempfile
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from experiments.nano import world as worlds
+from experiments.nano.script import start
 from mossjax.errors import InputError
 
 RATE = 16_000
@@ -173,16 +174,21 @@ def pronounce(word: str) -> tuple[str, ...]:
     return tuple(p for p in _run(command).split() if p != 'pau')
 
 
-def word_ends(text: str, phones: Labels) -> Labels:
+def word_ends(text: str, phones: Labels, alone_of: Callable = pronounce) -> Labels:
     """Word ends from phone ends, by the cheapest alignment with the words said alone.
 
     In a sentence some words are said otherwise than alone ("the", "a"), hence an alignment; both
-    sides are a few dozen phones.
+    sides are a few dozen phones. A pause belongs to the word after it.
+
+    Args:
+      text: words with spaces between.
+      phones: (phone, end in seconds) of the whole sentence.
+      alone_of: word -> its phones.
     """
     spoken = [(p, end) for p, end in phones if p != 'pau']
     words = text.split()
-    owner = [i for i, word in enumerate(words) for _ in pronounce(word)]
-    alone = [p for word in words for p in pronounce(word)]
+    owner = [i for i, word in enumerate(words) for _ in alone_of(word)]
+    alone = [p for word in words for p in alone_of(word)]
     n, m = len(alone), len(spoken)
     cost = [[float(i + j) for j in range(m + 1)] for i in range(n + 1)]
     for i in range(n):
@@ -304,6 +310,28 @@ def _claim(world: worlds.World, out: Path) -> None:
         )
 
 
+def verify(out: Path, count: int, seed: int = 0) -> None:
+    """Speaks some recordings again, drawn at random, and compares every sample.
+
+    Raises:
+      InputError: flite now says something else, so that what was trained on `out` cannot be
+        rebuilt here.
+    """
+    import soundfile
+
+    rng = random.Random(seed)
+    for split in SPLITS:
+        lines = list(read_lines(out / split / 'manifest.jsonl'))
+        for line in rng.sample(lines, min(count, len(lines))):
+            samples, _ = speak(line['text'], line['speaker'], line['rate'])
+            stored, _ = soundfile.read(out / split / line['audio'], dtype='int16')
+            if stored.tobytes() != samples.tobytes():
+                raise InputError(
+                    f'{out / split / line["audio"]} is not what flite says now; '
+                    'render anew with the flite you have, or install the one it was made with'
+                )
+
+
 def summary(out: Path) -> str:
     """Files and hours by split and kind."""
     rows = []
@@ -323,15 +351,15 @@ def read_lines(manifest: Path) -> Iterable[dict]:
             yield json.loads(line)
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise InputError(f'unexpected argument {argv[1]!r}; see --help')
+def main() -> None:
     out = Path(flags.FLAGS.out)
     render(worlds.build(), out, flags.FLAGS.workers)
+    verify(out, flags.FLAGS.verify)
     print(summary(out))
 
 
 if __name__ == '__main__':
     flags.DEFINE_string('out', None, 'directory of the recordings', required=True)
     flags.DEFINE_integer('workers', 2, 'flite processes at once', lower_bound=1)
-    app.run(main)
+    flags.DEFINE_integer('verify', 10, 'recordings of each split spoken again and compared')
+    start(main)

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from fractions import Fraction
 import multiprocessing
 import os
 
 import numpy as np
 
 from mossjax.errors import InputError
+from mossjax.ops.resample import resample
 
 RATE = 16_000
 PEAK = 12_000  # of int16; levels the recordings
@@ -160,17 +160,14 @@ def _shared(sentences: Iterable[str]) -> str:
 
 def _prepare(wav: np.ndarray, rate: int) -> np.ndarray | None:
     """16 kHz int16 at a standard level between two stretches of faint noise; None if silent."""
-    from scipy.signal import resample_poly
-
     wav = np.asarray(wav)
     if wav.ndim != 1:
         raise InputError(f'the judge hears mono recordings of shape (samples,), not {wav.shape}')
     samples = wav.astype(np.float64) / (32768.0 if wav.dtype == np.int16 else 1.0)
     if not np.isfinite(samples).all():
         raise InputError('the recording to judge holds NaN or infinity; its decoder diverged')
-    if rate != RATE and len(samples):
-        ratio = Fraction(RATE, rate)
-        samples = resample_poly(samples, ratio.numerator, ratio.denominator)
+    if len(samples):
+        samples = resample(samples, rate, RATE)
     peak = np.abs(samples).max(initial=0.0)
     if peak < 1e-4:  # raising silence to full level would only amplify rounding
         return None
