@@ -71,14 +71,14 @@ def _visits(grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(times, np.float32), np.array(sizes, np.float32)
 
 
-def guided(velocity: Callable, guidance: float) -> Callable:
+def guided(velocity: Callable, guidance: float | jax.Array) -> Callable:
     """Classifier-free guidance: (1 + g) v(conditions) - g v(no conditions), as one batch of two.
 
     Args:
       velocity: (x, valid, mu, t, speaker, cond) -> velocity of x.
-      guidance: g; 0 needs no second half and costs none.
+      guidance: g; the number 0 needs no second half and costs none. May be traced.
     """
-    if guidance == 0:
+    if isinstance(guidance, (int, float)) and guidance == 0:
         return velocity
 
     def both(x, valid, mu, t, speaker, cond):

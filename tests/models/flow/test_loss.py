@@ -1,0 +1,167 @@
+"""The training loss against float64 numpy, and the laws of its random part."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mossjax.convert.codec_flow import flow_network
+from mossjax.models.flow.config import OFFLINE, Context
+from mossjax.models.flow.loss import Draws, draw, flow_loss, matching_loss, mu_loss
+from mossjax.models.flow.scale import scale_to
+
+
+def toy_velocity(x, valid, mu, t, speaker, cond):
+    """Every argument with a weight of its own."""
+    return 0.5 * x + 2 * mu + 3 * speaker[:, None] - cond + t[:, None, None]
+
+
+@pytest.fixture
+def case(rng):
+    b, t, m, lengths = 3, 10, 4, np.array([10, 7, 4])
+    return {
+        'mel': rng.normal(size=(b, t, m)), 'mu': rng.normal(size=(b, t, m)),
+        'speaker': rng.normal(size=(b, m)), 'noise': rng.normal(size=(b, t, m)),
+        'valid': np.arange(t) < lengths[:, None], 't': np.array([0.1, 0.6, 0.9]),
+        'keep': np.array([True, False, True]), 'known': np.array([3, 2, 0]),
+    }  # fmt: skip
+
+
+def run(case, sigma_min):
+    draws = Draws(*(jnp.asarray(case[k], jnp.float32 if k in ('t', 'noise') else None)
+                    for k in ('t', 'noise', 'keep', 'known')))  # fmt: skip
+    mel, mu, speaker = (jnp.asarray(case[k], jnp.float32) for k in ('mel', 'mu', 'speaker'))
+    return matching_loss(
+        toy_velocity, mel, jnp.asarray(case['valid']), mu, speaker, draws, sigma_min=sigma_min
+    )
+
+
+def test_matching_loss_in_float64(case):
+    s, total, count = 0.05, 0.0, 0
+    for i in range(3):
+        for frame in range(10):
+            if not case['valid'][i, frame]:
+                continue
+            x, z, t = case['mel'][i, frame], case['noise'][i, frame], case['t'][i]
+            y = (1 - (1 - s) * t) * z + t * x
+            velocity = 0.5 * y + t
+            if case['keep'][i]:
+                velocity = velocity + 2 * case['mu'][i, frame] + 3 * case['speaker'][i]
+                if frame < case['known'][i]:
+                    velocity = velocity - x
+            total += np.sum((velocity - (x - (1 - s) * z)) ** 2)
+            count += x.size
+    assert float(run(case, s)) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_padding_does_not_enter_the_loss(case):
+    before = run(case, 1e-6)
+    for name in ('mel', 'mu', 'noise'):
+        case[name] = np.where(case['valid'][..., None], case[name], 1e3)
+    np.testing.assert_allclose(run(case, 1e-6), before, rtol=1e-6)
+
+
+def test_draws_follow_their_laws(flow_config):
+    b = 4000
+    frames = jnp.full((b,), 40)
+    draws = draw(jax.random.key(1), jnp.zeros((b, 2, 3)), frames, flow_config)
+    assert float(draws.t.mean()) == pytest.approx(1 - 2 / np.pi, abs=0.02)
+    assert float((draws.t < 1 - np.cos(np.pi / 4)).mean()) == pytest.approx(0.5, abs=0.03)
+    assert float(draws.keep.mean()) == pytest.approx(0.8, abs=0.02)
+    assert int(draws.known.max()) == 12  # 30 % of 40
+    # Half have no prefix, and one in 13 of the others draws the length 0.
+    assert float((draws.known == 0).mean()) == pytest.approx(0.5 + 0.5 / 13, abs=0.03)
+    assert float(draws.noise.std()) == pytest.approx(1, abs=0.03)
+
+
+def test_flow_loss_joins_the_parts(flow_model, flow_config, rng):
+    """The whole loss from the model's own mu and velocity, averaged in float64."""
+    codes = rng.integers(0, 97, (2, 8)).astype(np.int32)
+    lengths = np.array([8, 6])
+    mel = rng.normal(-5, 2, (2, 32, 80)).astype(np.float32)
+    mel[1, 24:] = np.nan  # padding may hold anything
+    batch = {'codes': codes, 'code_lengths': lengths, 'mel': mel,
+             'xvector': rng.normal(size=(2, 192)).astype('f')}  # fmt: skip
+    context, key = Context(chunk=5), jax.random.key(3)
+    model = _without_dropout(flow_model)
+    loss, metrics = jax.jit(
+        lambda m, b: flow_loss(m, b, key, context=context, mu_weight=0.5)
+    )(model, batch)
+
+    clean = np.nan_to_num(mel)
+    valid = np.arange(32) < 4 * lengths[:, None]
+    mu = np.asarray(jax.jit(lambda m: m.mu(codes, lengths, context))(model))
+    l1 = np.abs(mu - clean)[valid].astype(np.float64).mean()
+    draws = draw(jax.random.split(key)[0], clean, jnp.asarray(4 * lengths), flow_config)
+    t, z = np.asarray(draws.t)[:, None, None], np.asarray(draws.noise)
+    keep = np.asarray(draws.keep)
+    cond = clean * (np.arange(32) < np.asarray(draws.known)[:, None])[..., None]
+    path = (1 - (1 - 1e-6) * t) * z + t * clean
+    speaker = model.speaker(batch['xvector']) * keep[:, None]
+    given = mu * keep[:, None, None], draws.t, speaker, cond * keep[:, None, None]
+    found = jax.jit(lambda m: m.estimator(path, valid, *given, chunk=20))(model)
+    error = (np.asarray(found) - (clean - (1 - 1e-6) * z))[valid].astype(np.float64)
+    assert float(metrics['mu_l1']) == pytest.approx(l1, rel=1e-5)
+    assert float(metrics['flow_loss']) == pytest.approx((error**2).mean(), rel=1e-4)
+    assert float(loss) == pytest.approx((error**2).mean() + 0.5 * l1, rel=1e-4)
+
+
+def test_dropout_needs_a_key_and_changes_mu(flow_model, rng):
+    codes, lengths = rng.integers(0, 97, (1, 6)), np.array([6])
+    run = jax.jit(lambda model, key: model.mu(codes, lengths, OFFLINE, key))
+    still = run(flow_model, None)
+    shaken = [run(flow_model, jax.random.key(i)) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(shaken[0], shaken[1])
+    assert np.abs(shaken[0] - still).max() > 1e-2
+    assert np.abs(shaken[0] - shaken[2]).max() > 1e-2
+
+
+def test_scale_to_is_an_exact_change_of_units(flow_model, flow_params, rng):
+    """With spread s and mean c: mu' = s mu + c, and the estimator reads and writes those units."""
+    mean, std = rng.normal(-6, 1, 80).astype('f'), rng.uniform(1, 3, 80).astype('f')
+    scaled = scale_to(flow_params, mean, std)
+    codes, lengths = rng.integers(0, 97, (1, 6)), np.array([6])
+    model = flow_network(flow_model.config).bind(scaled)
+
+    @jax.jit
+    def both(model, x, mu, cond):
+        valid, t, speaker = np.ones((1, 24), bool), np.array([0.3], 'f'), np.zeros((1, 80), 'f')
+        return model.mu(codes, lengths), model.estimator(
+            x, valid, mu, t, speaker, cond, chunk=None
+        )
+
+    x, mu, cond = rng.normal(size=(3, 1, 24, 80)).astype('f')
+    plain_mu, expected = both(flow_model, x, mu, cond)
+    scaled_mu, found = both(model, x * std + mean / 2, mu * std + mean, cond * std)
+    np.testing.assert_allclose(scaled_mu, plain_mu * std + mean, atol=1e-4)
+    # The convolution's zero padding before frame 0 is no mean: compare where nothing sees it. All
+    # frames attend to it, so the difference is small and not nil.
+    np.testing.assert_allclose(
+        np.asarray(found)[:, 8:], (expected * std + mean)[:, 8:], atol=0.5
+    )
+    assert flow_params['mu_proj']['bias'] is not scaled['mu_proj']['bias']
+
+
+def _without_dropout(model):
+    config = dataclasses.replace(model.config, dropout=0.0)
+    return flow_network(config).bind(nnx.to_pure_dict(nnx.state(model)))
+
+
+def test_mu_loss_is_the_masked_distance(flow_model, rng):
+    codes, lengths = rng.integers(0, 97, (2, 5)), np.array([5, 3])
+    mel = rng.normal(size=(2, 20, 80)).astype('f')
+    model = _without_dropout(flow_model)
+    batch = {'codes': codes, 'code_lengths': lengths, 'mel': mel}
+
+    @jax.jit
+    def run(model):
+        return mu_loss(model, batch, jax.random.key(0), context=OFFLINE), model.mu(codes, lengths)
+
+    (loss, metrics), mu = run(model)
+    distance = np.abs(np.asarray(mu) - mel)
+    expected = np.concatenate([distance[0], distance[1, :12]]).astype(np.float64).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics['mu_l1']) == float(loss)
