@@ -4,12 +4,16 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mossjax.convert import rules, safetensors_io, tokenizer_rules
 from mossjax.errors import InputError
+from mossjax.models.tokenizer import quantizer
+from mossjax.models.tokenizer.asr import Recogniser, TextDecoder
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.models.tokenizer.encoder import Tokenizer, sinusoids
+from mossjax.models.tokenizer.quantizer import Codebook
 from mossjax.nn.param import describe
 
 CONFIG, PREPROCESSOR, WEIGHTS = 'config.json', 'preprocessor_config.json', 'model.safetensors'
@@ -43,6 +47,18 @@ def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
         missing, unexpected or of the wrong shape.
     """
     root = pathlib.Path(codec_dir)
+    config, tensors, prefix = _open(root)
+    table = tokenizer_rules.tokenizer_rules(prefix)
+    shapes = tokenizer_network(config).shapes
+    rules.check(
+        table, tensors.shapes, shapes, where=str(root),
+        ignore=tokenizer_rules.unused(prefix, config.layers, config.encoder_layers),
+    )
+    return config, rules.to_params(table, tensors.read, shapes)
+
+
+def _open(root: pathlib.Path):
+    """(config, lazy tensors, prefix of the tokenizer's tensors)."""
     config = TokenizerConfig.from_hf(_read_json(root / CONFIG), _read_json(root / PREPROCESSOR))
     tensors = safetensors_io.open_tensors(root)
     prefix = next(
@@ -54,13 +70,39 @@ def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
             f'{root}: no tensor is called {names}, so this is no Whisper-VQ tokenizer; '
             'give the directory of the MOSS-Speech codec'
         )
-    table = tokenizer_rules.tokenizer_rules(prefix)
-    shapes = tokenizer_network(config).shapes
+    return config, tensors, prefix
+
+
+def open_recogniser(directory) -> tuple[TokenizerConfig, dict, Codebook]:
+    """Reads a whole training model (tokenizer, upper half, text decoder) in upstream's layout.
+
+    Returns:
+      (config, parameters of `models.tokenizer.asr.Recogniser` with the one head 'text', codebook
+      with the moving averages of the file, or fresh ones where it has none).
+
+    Raises:
+      InputError: as `open_tokenizer`.
+    """
+    root = pathlib.Path(directory)
+    config, tensors, prefix = _open(root)
+    table = tokenizer_rules.recogniser_rules(prefix, 'model.decoder.', config.layers)
+    shapes = describe(lambda rngs: Recogniser(config, {'text': TextDecoder}, rngs=rngs)).shapes
+    buffers = [f'{prefix}{name}' for name in ('codebook.weight', 'ema_count', 'ema_weight')]
     rules.check(
-        table, tensors.shapes, shapes, where=str(root),
-        ignore=tokenizer_rules.unused(prefix, config.layers, config.encoder_layers),
+        table, tensors.shapes, shapes, where=str(root), ignore=[*buffers, r'proj_out\.weight']
     )
-    return config, rules.to_params(table, tensors.read, shapes)
+    matrix = (config.codes, config.d)
+    for name, shape in zip(buffers, (matrix, matrix[:1], matrix), strict=True):
+        if name in tensors.shapes and tuple(tensors.shapes[name]) != shape:
+            raise InputError(
+                f'{root}: {name} is {tuple(tensors.shapes[name])}, expected {shape}; check that '
+                'config and weights belong together'
+            )
+    book = quantizer.from_codes(np.asarray(tensors.read(buffers[0])))
+    if set(buffers) <= set(tensors.shapes):
+        count, total = (np.asarray(tensors.read(name)) for name in buffers[1:])
+        book = book._replace(count=jnp.asarray(count), total=jnp.asarray(total))
+    return config, rules.to_params(table, tensors.read, shapes), book
 
 
 def save_tokenizer(codec_dir, config: TokenizerConfig, params: dict) -> None:

@@ -56,11 +56,16 @@ class Rule:
     name: str
     path: str  # slash-joined keys into the parameter dict
     op: Op = IDENTITY
+    first: int = 0  # layer index in the checkpoint of the parameter's layer 0
 
     @property
     def depth(self) -> int:
         """How many leading layer axes the parameter has."""
         return self.name.count('{}')
+
+    def tensor(self, layer: tuple[int, ...]) -> str:
+        """Name of the tensor that fills this place in the stack (() where there is none)."""
+        return self.name.format(*(self.first + i for i in layer))
 
 
 def flatten(tree: Mapping, prefix: str = '') -> dict[str, object]:
@@ -91,7 +96,7 @@ def expected_tensors(rules: Iterable[Rule], shapes: Mapping) -> dict[str, tuple[
     for rule in rules:
         shape = tuple(flat[rule.path].shape)
         for layer in np.ndindex(shape[: rule.depth]):
-            expected[rule.name.format(*layer)] = rule.op.source_shape(shape[rule.depth :])
+            expected[rule.tensor(layer)] = rule.op.source_shape(shape[rule.depth :])
     return expected
 
 
@@ -142,7 +147,7 @@ def to_params(rules: Iterable[Rule], read: Callable[[str], np.ndarray], shapes: 
     for rule in rules:
         shape = tuple(flat_shapes[rule.path].shape)
         layers = [
-            rule.op.forward(read(rule.name.format(*layer)), shape[rule.depth :])
+            rule.op.forward(read(rule.tensor(layer)), shape[rule.depth :])
             for layer in np.ndindex(shape[: rule.depth])
         ]
         flat[rule.path] = (
@@ -159,7 +164,7 @@ def to_tensors(rules: Iterable[Rule], params: Mapping) -> dict[str, np.ndarray]:
         value = np.asarray(flat[rule.path])
         source = rule.op.source_shape(value.shape[rule.depth :])
         for layer in np.ndindex(value.shape[: rule.depth]):
-            tensors[rule.name.format(*layer)] = np.ascontiguousarray(
+            tensors[rule.tensor(layer)] = np.ascontiguousarray(
                 rule.op.inverse(value[layer], source)
             )
     return tensors

@@ -1,5 +1,7 @@
 """Tensor names of the Whisper-VQ tokenizer <-> our parameters."""
 
+import dataclasses
+
 from mossjax.convert.rules import IDENTITY, MERGE_HEADS, SPLIT_BIAS, SPLIT_HEADS, TRANSPOSE, Rule
 
 # Where tokenizer tensors live in a file: MOSS-Speech's release, or Whisper- and GLM-style files.
@@ -30,15 +32,16 @@ def linear_rules(name: str, path: str) -> list[Rule]:
     ]
 
 
-def layer_rules(name: str, path: str) -> list[Rule]:
-    """One pre-norm layer (self-attention and feed-forward); `name` holds {} for its index."""
-    return [
+def layer_rules(name: str, path: str, first: int = 0) -> list[Rule]:
+    """Stacked pre-norm layers; `name` holds {} for the index, which starts at `first`."""
+    table = [
         *norm_rules(f'{name}.self_attn_layer_norm', f'{path}/attn_norm'),
         *attention_rules(f'{name}.self_attn', f'{path}/attn'),
         *norm_rules(f'{name}.final_layer_norm', f'{path}/mlp_norm'),
         *linear_rules(f'{name}.fc1', f'{path}/up'),
         *linear_rules(f'{name}.fc2', f'{path}/down'),
     ]
+    return [dataclasses.replace(rule, first=first) for rule in table]
 
 
 def encoder_rules(prefix: str, path: str) -> list[Rule]:
@@ -56,6 +59,28 @@ def encoder_rules(prefix: str, path: str) -> list[Rule]:
 def tokenizer_rules(prefix: str) -> list[Rule]:
     """All that ids need."""
     return [*encoder_rules(prefix, 'encoder'), Rule(f'{prefix}codebook.weight', 'codebook')]
+
+
+def recogniser_rules(prefix: str, decoder: str, layers: int) -> list[Rule]:
+    """The training network of `models.tokenizer.asr`: encoder, upper half, text decoder.
+
+    Args:
+      decoder: prefix of the decoder's tensors, e.g. 'model.decoder.'.
+      layers: index of the first layer behind the codebook.
+    """
+    below, above = decoder + 'layers.{}', 'heads/text/layers'
+    return [
+        *encoder_rules(prefix, 'encoder'),
+        Rule(f'{prefix}embed_positions2.weight', 'upper/positions/table'),
+        *layer_rules(prefix + 'layers.{}', 'upper/layers', layers),
+        *norm_rules(f'{prefix}layer_norm', 'upper/norm'),
+        Rule(f'{decoder}embed_tokens.weight', 'heads/text/embed/table'),
+        Rule(f'{decoder}embed_positions.weight', 'heads/text/positions'),
+        *layer_rules(below, above),
+        *norm_rules(f'{below}.encoder_attn_layer_norm', f'{above}/cross_norm'),
+        *attention_rules(f'{below}.encoder_attn', f'{above}/cross'),
+        *norm_rules(f'{decoder}layer_norm', 'heads/text/norm'),
+    ]
 
 
 def unused(prefix: str, layers: int, encoder_layers: int) -> list[str]:

@@ -1,0 +1,266 @@
+"""Training task of the speech tokenizer: codes that a recogniser behind them can read.
+
+Batch, all numpy arrays:
+  audio (b, w) float32 or int16, 16 kHz, zero-padded, w a multiple of 1280
+  lengths (b,) int32, samples
+  phones (b, w / 320) int32 frame labels at 50 Hz, -1 for none     (objective 'frames')
+  targets (b, u) int32, target_lengths (b,) int32                  (objective 'ctc')
+  text (b, u) int32, -100 not supervised                           (objective 'text')
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mossjax.errors import InputError
+from mossjax.models.tokenizer import asr, mel, quantizer
+from mossjax.models.tokenizer.config import TokenizerConfig
+from mossjax.models.tokenizer.quantizer import Codebook
+from mossjax.nn.param import Network, describe
+from mossjax.train import augment
+
+# Vectors remembered per step while there is no codebook, and steps remembered.
+ROWS_PER_STEP = 256
+# Shift, gain, noise and band of the default distortion.
+SHIFT = 1120  # samples: 70 ms, just short of a code
+GAIN_DB = (-12.0, 3.0)
+NOISE_DB = (-80.0, -40.0)
+BAND = 0.125  # of the mel bins, at most
+
+
+class Inputs(NamedTuple):
+    """What the network sees of a batch: features (b, 8 t, m), mask (b, t) bool, labels."""
+
+    features: jax.Array
+    mask: jax.Array
+    labels: Mapping
+
+
+def plain(config: TokenizerConfig, batch: Mapping, key: jax.Array) -> Inputs:
+    """Features of the audio as it is."""
+    del key
+    audio = _float(batch['audio'])
+    return Inputs(mel.log_mel(audio, config.mels), _mask(audio, batch['lengths'], config), batch)
+
+
+def distorted(config: TokenizerConfig, batch: Mapping, key: jax.Array) -> Inputs:
+    """Features of the audio delayed, made louder or softer, noisy, and with a band missing."""
+    keys = jax.random.split(key, 4)
+    audio = _float(batch['audio'])
+    by = jax.random.randint(keys[0], audio.shape[:1], 0, SHIFT + 1)
+    audio = augment.delay(audio, by, SHIFT)
+    audio = augment.gain(audio, keys[1], *GAIN_DB)
+    audio = augment.noise(audio, keys[2], *NOISE_DB)
+    features = mel.log_mel(audio, config.mels)
+    features = augment.mask_band(features, keys[3], int(BAND * config.mels))
+    lengths = jnp.minimum(batch['lengths'] + by, audio.shape[1])
+    labels = dict(batch)
+    if 'phones' in batch:
+        labels['phones'] = augment.delay_labels(batch['phones'], by)
+    return Inputs(features, _mask(audio, lengths, config), labels)
+
+
+def _float(audio) -> jax.Array:
+    audio = jnp.asarray(audio)
+    return audio.astype(jnp.float32) / 32768.0 if audio.dtype == jnp.int16 else audio
+
+
+def _mask(audio, lengths, config):
+    t = audio.shape[1] // config.stride
+    return jnp.arange(t) * config.stride < lengths[:, None]
+
+
+class Objective(NamedTuple):
+    """A head and what it is trained for.
+
+    Attributes:
+      weight: factor of its loss.
+      make: (config, rngs=...) -> head module.
+      loss: see `asr.HeadLoss`.
+    """
+
+    weight: float
+    make: Callable[..., Any]
+    loss: asr.HeadLoss
+
+
+def objectives(
+    *, text: float = 0.0, ctc: float = 0.0, frames: float = 0.0, phones: int = 0
+) -> dict[str, Objective]:
+    """The objectives of non-zero weight.
+
+    Args:
+      text: Whisper decoder on text ids (upstream's objective). ctc: CTC on `targets`.
+      frames: each code classifies the phones of its own 80 ms.
+      phones: number of symbols of `targets` and `phones`, the CTC blank not counted.
+    """
+    if (ctc or frames) and phones < 1:
+        raise InputError('tokenizer training: objectives on phones need their number, phones > 0')
+
+    def frame_head(config, rngs):
+        return asr.PhoneHead(config, phones, config.pool, rngs=rngs)
+
+    def ctc_head(config, rngs):
+        return asr.PhoneHead(config, phones + 1, asr.CTC_FRAMES, rngs=rngs)
+
+    chosen = {
+        'text': Objective(text, asr.TextDecoder, asr.text_loss),
+        'ctc': Objective(ctc, ctc_head, asr.ctc_loss),
+        'frames': Objective(frames, frame_head, asr.frame_loss),
+    }
+    return {name: objective for name, objective in chosen.items() if objective.weight}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerTask:
+    """What the training loop needs to know about the tokenizer.
+
+    Attributes:
+      config: the network's; its commitment, loss_scale, decay and restart_interval train the
+        codebook.
+      batches: step -> batch, a pure function of the step.
+      objectives: {name: Objective}.
+      inputs: `distorted` or `plain`.
+      commitment: `quantizer.absolute_commitment` (upstream, from a trained encoder) or
+        `relative_commitment` (from nothing).
+      penalty: weight of the mean square of the vectors, which bounds them where the commitment is
+        relative.
+      warmup: steps without a codebook; then it starts by k-means on recent vectors.
+      remembered: steps whose vectors take part in that start.
+      start: the codebook to begin with where warmup is 0; drawn at random by default.
+      threshold: codes whose moving count falls below threshold * decay ** restart_interval are
+        restarted.
+      remat: wraps the scanned layers, e.g. `jax.checkpoint`.
+    """
+
+    config: TokenizerConfig
+    batches: Callable[[int], dict]
+    objectives: Mapping[str, Objective]
+    inputs: Callable[..., Inputs] = distorted
+    commitment: Callable[..., jax.Array] = quantizer.absolute_commitment
+    penalty: float = 0.0
+    warmup: int = 0
+    remembered: int = 32
+    start: Codebook | None = None
+    threshold: float = 0.1
+    remat: Callable = lambda f: f
+
+    # Parameters the optimiser must leave alone: stored positions get no gradient, but weight decay
+    # would still move them.
+    frozen = (r'encoder/positions/table', r'upper/positions/table')
+
+    def __post_init__(self):
+        kept = min(self.warmup, self.remembered) * ROWS_PER_STEP
+        if self.warmup and kept < self.config.codes:
+            raise InputError(
+                f'tokenizer training: {kept} remembered vectors cannot start {self.config.codes} '
+                f'codes; raise warmup and remembered to {-(-self.config.codes // ROWS_PER_STEP)} '
+                'or more'
+            )
+        if not self.objectives:
+            raise InputError('tokenizer training: no objective has a weight; give one')
+
+    @functools.cached_property
+    def network(self) -> Network:
+        heads = {name: objective.make for name, objective in self.objectives.items()}
+        return describe(lambda rngs: asr.Recogniser(
+            self.config, heads, remat=self.remat, rngs=rngs
+        ))
+
+    def batch(self, step: int) -> dict:
+        """The numpy batch of a step."""
+        return self.batches(step)
+
+    def init_extra(self, params: dict) -> dict:
+        """The codebook, the step, and the vectors remembered for the codebook's start."""
+        del params
+        book = self.start
+        if book is None:
+            shape = (self.config.codes, self.config.d)
+            book = quantizer.from_codes(0.02 * jax.random.normal(jax.random.key(0), shape))
+        kept = min(self.warmup, self.remembered) * ROWS_PER_STEP
+        return {
+            'codebook': book,
+            'step': jnp.zeros((), jnp.int32),
+            'recent': jnp.zeros((kept, self.config.d), jnp.float32),
+        }
+
+    def loss(self, params: dict, extra: dict, batch: dict, key: jax.Array):
+        """(loss, (metrics, new extra))."""
+        keys = jax.random.split(key, 4)
+        model = self.network.bind(params)
+        features, mask, labels = self.inputs(self.config, batch, keys[0])
+        p = model.encoder(features)
+        on = extra['step'] >= self.warmup
+        book = self._started(extra, keys[1])
+        ids = quantizer.nearest(jax.lax.stop_gradient(p), book.codes)
+        q = book.codes[ids].astype(p.dtype)
+        hidden = model.upper(jnp.where(on, quantizer.straight_through(p, q), p))
+
+        scale = self.config.commitment * self.config.loss_scale
+        commitment = jnp.where(on, self.commitment(p, q, mask), 0.0)
+        square = quantizer.masked_mean(jnp.mean(jnp.square(p), axis=-1), mask)
+        total = scale * commitment + self.penalty * square
+        metrics = {'commitment': scale * commitment, 'variance': quantizer.variance(p, mask)}
+        for name, objective in self.objectives.items():
+            value, more = objective.loss(model.heads[name], hidden, labels, mask)
+            total += objective.weight * value
+            metrics |= {name: value, **more}
+        metrics |= _usage_metrics(ids, mask, self.config.codes)
+
+        followed = self._followed(book, p, ids, mask, keys[2])
+        new = {
+            'codebook': jax.tree.map(lambda a, b: jnp.where(on, a, b), followed, book),
+            'step': extra['step'] + 1,
+            'recent': self._remember(extra, p, mask, keys[3]),
+        }
+        return total, (metrics, jax.lax.stop_gradient(new))
+
+    def _started(self, extra: dict, key: jax.Array) -> Codebook:
+        """The codebook of this step; at the end of the warm-up, a fresh one by k-means."""
+        if not self.warmup:
+            return extra['codebook']
+        start = functools.partial(
+            quantizer.start_codebook, codes=self.config.codes,
+            scale=ROWS_PER_STEP / extra['recent'].shape[0],
+        )
+        return jax.lax.cond(
+            extra['step'] == self.warmup, start, lambda *_: extra['codebook'], extra['recent'], key
+        )
+
+    def _remember(self, extra: dict, p: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
+        """A ring of random vectors of the last steps, written only during the warm-up."""
+        recent = extra['recent']
+        if not self.warmup:
+            return recent
+        rows, _ = quantizer.draw_rows(key, mask, ROWS_PER_STEP)
+        new = p.reshape(-1, p.shape[-1])[rows].astype(jnp.float32)
+        at = extra['step'] * ROWS_PER_STEP % recent.shape[0]
+        written = jax.lax.dynamic_update_slice(recent, new, (at, 0))
+        return jnp.where(extra['step'] < self.warmup, written, recent)
+
+    def _followed(self, book, p, ids, mask, key) -> Codebook:
+        """The codebook after this step: moving average, and now and then restarts."""
+        decay, interval = self.config.decay, self.config.restart_interval
+        book = quantizer.follow(book, p, ids, mask, decay)
+        restart = functools.partial(
+            quantizer.restart, threshold=self.threshold * decay**interval
+        )
+        due = book.updates % interval == 0
+        return jax.lax.cond(due, restart, lambda book, *_: book, book, p, mask, key)
+
+    def tokenizer(self, params: dict, extra: dict) -> dict:
+        """Parameters of the trained `Tokenizer`, what `save_tokenizer` takes."""
+        return {'encoder': params['encoder'], 'codebook': extra['codebook'].codes}
+
+
+def _usage_metrics(ids: jax.Array, mask: jax.Array, codes: int) -> dict:
+    share = quantizer.usage(ids, mask, codes)
+    active = jnp.sum(share > 0)
+    share = share / jnp.maximum(jnp.sum(share), 1.0)
+    entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))
+    return {'active_codes': active, 'perplexity': jnp.exp(entropy)}
