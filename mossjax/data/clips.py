@@ -11,7 +11,7 @@ from mossjax.errors import InputError
 
 # (path, rate in Hz) -> float32 mono in [-1, 1]
 Load = Callable[[str, int], np.ndarray]
-SLACK_SECONDS = 0.05  # rounding of "seconds" in a manifest
+SLACK_SECONDS = 0.01  # rounding of "seconds" in a manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Clips:
     Attributes:
       recordings: manifest entries.
       rate: Hz.
-      lengths: int64 (n,) samples at `rate`.
-      read: index -> float32 (lengths[index],) in [-1, 1]; safe to call from threads.
+      lengths: int64 (n,) samples at `rate`, for planning; within SLACK_SECONDS of what is read.
+      read: index -> float32 (w,) in [-1, 1]; safe to call from threads.
     """
 
     recordings: Sequence[Recording]
@@ -72,7 +72,7 @@ def clips_on_disk(recordings: Sequence[Recording], rate: int, load: Load = load_
                 f'{recordings[i].audio} lasts {len(wav) / rate:.3f} s, the manifest says '
                 f'{lengths[i] / rate:.3f} s; correct "seconds" or leave it out.'
             )
-        return fit(wav, lengths[i])
+        return wav
 
     return Clips(recordings, rate, lengths, read)
 

@@ -19,6 +19,7 @@ from mossjax.data.manifest import Recording
 from mossjax.errors import InputError
 
 CODE_SAMPLES = {16_000: 1280, 24_000: 1920}  # samples of one code (80 ms), by rate in Hz
+MOST_EDGES = 1024  # padded lengths that are considered
 FRAMES_PER_SECOND = 50
 FRAME_SAMPLES = 320  # of such a frame, at 16 kHz
 
@@ -77,7 +78,7 @@ class Schedule:
             raise InputError('no recordings to train on; check the manifest and the weights.')
         self._seed = seed
         used = lengths[counts > 0]
-        self.lengths = bucket_lengths(used, buckets, unit)
+        self.lengths = bucket_lengths(np.repeat(used, counts[counts > 0]), buckets, unit)
         shown = np.repeat(np.arange(len(lengths)), counts)  # an epoch: index, weight times
         which = np.searchsorted(self.lengths, lengths[shown])
         self._members = [shown[which == k] for k in range(len(self.lengths))]
@@ -110,9 +111,28 @@ class Schedule:
 
 
 def bucket_lengths(lengths: np.ndarray, buckets: int, unit: int) -> np.ndarray:
-    """At most `buckets` padded lengths, multiples of `unit`, at equal shares of the recordings."""
-    shares = np.quantile(lengths, np.arange(1, buckets + 1) / buckets, method='higher')
-    return np.unique(-(-shares.astype(np.int64) // unit) * unit)
+    """At most `buckets` padded lengths, multiples of `unit`, with the least padding in all.
+
+    Dynamic programming over the lengths that occur: least[j] is the smallest padded total of the
+    recordings that fit into edges[j], with the buckets so far.
+    """
+    edges, counts = np.unique(-(-lengths // unit) * unit, return_counts=True)
+    within = np.cumsum(counts)  # recordings up to each edge
+    if len(edges) > MOST_EDGES:
+        kept = np.unique(np.linspace(0, len(edges) - 1, MOST_EDGES).round().astype(int))
+        edges, within = edges[kept], within[kept]
+    least, came_from = edges * within, []
+    # extra[i, j]: padded length of the recordings between edges i and j, put into bucket j.
+    extra = (within[None] - within[:, None]) * edges[None]
+    extra = np.where(np.tri(len(edges), k=-1, dtype=bool).T, extra, np.iinfo(np.int64).max // 2)
+    for _ in range(min(buckets, len(edges)) - 1):
+        total = least[:, None] + extra
+        came_from.append(np.argmin(total, axis=0))
+        least = np.minimum(total.min(axis=0), np.iinfo(np.int64).max // 2)
+    chosen = [len(edges) - 1]
+    for previous in reversed(came_from):
+        chosen.append(int(previous[chosen[-1]]))
+    return np.unique(edges[chosen])
 
 
 class TokenizerBatches:
@@ -166,7 +186,7 @@ class TokenizerBatches:
         times = self._clips.recordings[i].times
         return {
             'audio': fit(wav, width),
-            'lengths': np.int32(len(wav)),
+            'lengths': np.int32(min(len(wav), width)),
             'phones': self._inventory.frames(times, width // FRAME_SAMPLES, FRAMES_PER_SECOND),
             'targets': np.pad(target, (0, self._widths[width] - len(target))),
             'target_lengths': np.int32(len(target)),

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -11,7 +12,14 @@ from mossjax.data.clips import CLEAN, Perturb, clips_in_memory, clips_on_disk
 from mossjax.data.codes import CodesStore, Version, tokenize_recordings
 from mossjax.data.labels import NONE, Inventory
 from mossjax.data.manifest import Recording
-from mossjax.data.speech import DecoderBatches, Host, Schedule, TokenizerBatches, by_key
+from mossjax.data.speech import (
+    DecoderBatches,
+    Host,
+    Schedule,
+    TokenizerBatches,
+    bucket_lengths,
+    by_key,
+)
 from mossjax.errors import InputError
 from mossjax.infer import audio
 
@@ -62,6 +70,8 @@ def recordings(tmp_path_factory):
 def test_memory_and_disk_give_the_same_samples(recordings):
     memory, disk = (f(recordings, 16_000) for f in (clips_in_memory, clips_on_disk))
     np.testing.assert_array_equal(memory.lengths, disk.lengths)
+    said = dataclasses.replace(recordings[3], extra={'seconds': memory.lengths[3] / 16_000 + 2e-3})
+    np.testing.assert_array_equal(clips_on_disk([said], 16_000).read(0), memory.read(3))
     for i in range(len(recordings)):
         want = audio.load(recordings[i].audio, 16_000)
         np.testing.assert_array_equal(memory.read(i), want)
@@ -97,6 +107,25 @@ def tokenizer_batches(recordings, **settings):
     clips = clips_in_memory(recordings, 16_000)
     settings = {'seconds': 4.0, 'seed': 2, 'room': 0.07, 'weight': weight} | settings
     return TokenizerBatches(clips, Inventory.of(recordings), **settings)
+
+
+@pytest.mark.parametrize('buckets', [1, 2, 3, 9])
+def test_buckets_have_the_least_padding(rng, buckets):
+    """Against every choice of padded lengths there is."""
+    lengths = rng.integers(1, 90, 60)
+    up = -(-lengths // 10) * 10
+    edges = np.unique(up)
+
+    def padded(chosen):
+        return sum(min(c for c in chosen if c >= x) for x in up)
+
+    choices = (
+        (*some, edges[-1])
+        for k in range(min(buckets, len(edges)))
+        for some in itertools.combinations(edges[:-1], k)
+    )
+    got = bucket_lengths(lengths, buckets, 10)
+    assert len(got) == min(buckets, len(edges)) and padded(got) == min(map(padded, choices))
 
 
 def test_schedule_shows_everything_as_often_as_its_weight(rng):
