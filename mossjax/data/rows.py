@@ -131,7 +131,9 @@ def pack(
       window: examples packed together, which bounds memory.
       fill: where to count; its `padding` is right once the iterator is exhausted.
 
-    Yields: packed rows (module docstring). Rows are ordered by window, not shuffled.
+    Yields: packed rows (module docstring). Rows are ordered by window, not shuffled. `best_fit`
+    puts examples of one length side by side in the order they came: shuffle them before, or all
+    versions of a recording share a row.
 
     Raises:
       InputError: an example is longer than a row.
