@@ -19,6 +19,7 @@ from mossjax.errors import InputError
 
 COMMANDS = {
     'tokenize': 'recordings to speech codes, one JSON line a file',
+    'chat': 'one question, or a dialogue, answered in speech or text',
 }
 
 OVERVIEW = """\

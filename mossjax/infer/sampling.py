@@ -140,6 +140,15 @@ class Settings:
             )
         return self
 
+    def greedy(self) -> 'Settings':
+        """The same without chance."""
+        return dataclasses.replace(self, draw=greedy)
+
+    def at_most(self, rows: int) -> 'Settings':
+        """The same with another limit, and no longer a minimum than that."""
+        shortest = max(0, min(self.min_new_tokens, rows))
+        return dataclasses.replace(self, max_new_tokens=rows, min_new_tokens=shortest).check()
+
     @classmethod
     def of(cls, generation_config: dict) -> 'Settings':
         """From a generation_config.json; `layers` holds (text, audio) entries of their own.

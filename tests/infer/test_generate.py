@@ -22,7 +22,7 @@ CONFIG = LMConfig(
     num_shared_layers=2, num_modality_layers=1, num_attention_heads=2, num_key_value_heads=1,
     head_dim=8, rms_norm_eps=1e-6, rope_theta=1e4, max_position_embeddings=200,
     modality_pad_token_id=12, sosp_token_id=11, eosp_token_id=10, audio_pad_token_id=5,
-    eos_token_id=14, pad_token_id=13, initializer_range=0.6,
+    eos_token_id=14, initializer_range=0.6,
 )  # fmt: skip
 IDS = GridIds(
     vocab=16, audio_vocab=14, sosp=11, speech=12, filler=5, eosp=10, pad=13, eos=14, stops=(13, 14)
@@ -30,12 +30,25 @@ IDS = GridIds(
 NET = network(CONFIG)
 GREEDY = Settings(Channel(repetition_penalty=1.3), Channel(repetition_penalty=1.2), 12, 3,
                   draw=sampling.greedy)  # fmt: skip
+SAMPLED = dataclasses.replace(GREEDY, text=Channel(2.0, 9), audio=Channel(2.0, 9),
+                              draw=sampling.sample)  # fmt: skip
 RULES = pytest.mark.parametrize('rules', [CLEAN, UPSTREAM], ids=['clean', 'upstream'])
+
+
+def random_params(net, stddev, seed):
+    """Gaussian kernels from numpy: jax would compile a generator for each shape."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, x):
+        scale = 1.0 if path[-1].key == 'scale' else stddev * rng.normal(size=x.shape)
+        return jnp.broadcast_to(jnp.float32(scale), x.shape)
+
+    return jax.tree_util.tree_map_with_path(draw, net.shapes)
 
 
 @pytest.fixture(scope='module')
 def params():
-    return jax.jit(NET.init)(jax.random.key(1))
+    return random_params(NET, 0.6, seed=7)
 
 
 @pytest.fixture(scope='module')
@@ -148,7 +161,7 @@ def test_upstream_ends_the_batch_with_its_first_sample(params, generators):
 
 
 def test_a_sampled_row_of_a_batch_equals_the_row_alone(params, generators):
-    settings = dataclasses.replace(GREEDY, draw=sampling.sample, text=Channel(0.9, 9, 0.95, 1.1))
+    settings = dataclasses.replace(SAMPLED, text=Channel(0.9, 9, 0.95, 1.1))
     asked, keys = prompts(4), row_keys(7, 4)
     together = generators[CLEAN](params, asked, settings, keys)
     for i, prompt in enumerate(asked):
@@ -157,6 +170,29 @@ def test_a_sampled_row_of_a_batch_equals_the_row_alone(params, generators):
         assert together[i].reason == alone.reason
     other = generators[CLEAN](params, asked, settings, row_keys(8, 4))
     assert any(not np.array_equal(a.grid, b.grid) for a, b in zip(together, other, strict=True))
+
+
+@pytest.mark.parametrize('channel, spoken', [('text', False), ('audio', True)])
+def test_each_channel_has_its_own_settings(params, generators, channel, spoken):
+    """top_p near 0 on one channel makes that one greedy, the other one stays hot."""
+    only_best = dataclasses.replace(SAMPLED, **{channel: Channel(2.0, 9, 1e-6)})
+    greedy = dataclasses.replace(GREEDY, text=Channel(), audio=Channel())
+    asked = [p for p in prompts() if (p[-1, 0] == IDS.sosp) == spoken]
+    asked, keys = asked[:4], row_keys(0, 4)
+    generate = generators[CLEAN]
+    hot, cold, best = (
+        [first_run(g.grid, spoken) for g in generate(params, asked, settings, keys, [False] * 4)]
+        for settings in (SAMPLED, only_best, greedy)
+    )
+    for a, b in zip(cold, best, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(not np.array_equal(a, b) for a, b in zip(hot, best, strict=True))
+
+
+def first_run(grid, spoken):
+    """The rows before the channel changes."""
+    changed = (grid[:, 0] == IDS.speech) != spoken
+    return grid[: int(np.argmax(changed)) if changed.any() else len(grid)]
 
 
 def test_speech_does_not_pass_through_text(params, generators):
@@ -249,7 +285,7 @@ def test_the_released_ids_on_a_narrow_model():
         eosp=config.eosp_token_id, pad=151643, eos=config.eos_token_id, stops=(151643, 151645),
     )  # fmt: skip
     net = network(config)
-    params = jax.jit(net.init)(jax.random.key(0))
+    params = random_params(net, 0.02, seed=1)
     # the head is loudest on an id that no codec has
     kernel = params['audio_head']['kernel']
     params['audio_head']['kernel'] = kernel.at[:, 16400].set(kernel[:, 77] * 3)

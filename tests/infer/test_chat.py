@@ -1,0 +1,104 @@
+"""Chat on a tiny random model written to disk, with a stand-in codec computed by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mossjax.errors import InputError
+from mossjax.infer import sampling
+from mossjax.infer.chat import Chat
+from mossjax.infer.sampling import Channel, Settings, row_keys
+from mossjax.models.lm import dialogue, machine
+from mossjax.models.lm.dialogue import SystemPrompts, Turn, build_prompt
+from tests.tiny_chat import CONTROL, WORDS, decode, encode, tokenizer_json, write_model
+
+HELLO = [Turn('user', 'hello you')]
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('chat') / 'model'
+    write_model(directory, system_prompts={'audio': 'speak', 'text': 'be brief'})
+    return directory
+
+
+@pytest.fixture(scope='module')
+def chat(model):
+    return dataclasses.replace(Chat.open(model), encode=encode, decode=decode)
+
+
+def test_settings_and_system_prompts_come_from_the_checkpoint(chat):
+    assert chat.settings == Settings(
+        Channel(0.6, 0, 0.95, 1.1), Channel(0.6, 0, 0.95, 1.1), 10, 4, sampling.greedy
+    )
+    assert chat.style.prompts == SystemPrompts('speak', 'be brief')
+
+
+@pytest.mark.parametrize('kind', ['audio', 'text'])
+def test_a_reply_is_what_the_generator_says(chat, kind):
+    system = 'speak' if kind == 'audio' else 'be brief'
+    ids = chat.generator.ids
+    words = {'speak': [3], 'be brief': [1, 2]}[system]
+    opened = [12] if kind == 'audio' else []
+    # whole words: the newlines of the format are no tokens here
+    prompt = [10, 8, *words, 11, 10, 6, 4, 5, 11, 10, 7, *opened]
+    expected = build_prompt([Turn('system', system), *HELLO], kind, chat.text, ids)
+    np.testing.assert_array_equal(expected[:, 0], prompt)
+    (made,) = chat.generator(
+        chat.params, [expected], chat.settings, row_keys(0, 1), [kind == 'audio']
+    )
+    reply = chat.reply(HELLO, kind)
+    np.testing.assert_array_equal(reply.grid, made.grid)
+    assert reply.reason == made.reason
+    if kind == 'text':
+        assert len(reply.codes) == 0 and reply.wav is None
+        names = [*WORDS, *CONTROL]
+        assert reply.text.split() == [names[t] for t in made.grid[:, 0] if t < 9]
+        assert reply.turn.content == reply.text
+    else:
+        codes = made.grid[made.grid[:, 0] == 13, 1]
+        codes = codes[: list(codes).index(10)] if 10 in codes else codes
+        np.testing.assert_array_equal(reply.codes, codes)
+        assert len(codes) >= 3  # min_new_tokens keeps the end of speech away
+        np.testing.assert_array_equal(reply.wav, decode([codes])[0])
+        np.testing.assert_array_equal(reply.prompt, expected)
+        np.testing.assert_array_equal(reply.turn.content, codes)
+
+
+def test_waveforms_are_heard_as_their_codes(chat):
+    wav = np.repeat(np.float32([0.3, 0.7, 0.1]), 1280)
+    spoken = chat.reply([Turn('user', wav)], 'audio')
+    coded = chat.reply([Turn('user', [3, 7, 1])], 'audio')
+    other = chat.reply([Turn('user', [3, 7, 2])], 'audio')
+    np.testing.assert_array_equal(spoken.grid, coded.grid)
+    assert not np.array_equal(spoken.grid, other.grid)
+
+
+def test_several_dialogues_in_one_batch(chat):
+    settings = dataclasses.replace(chat.settings, draw=sampling.sample)
+    wav = np.repeat(np.float32([0.3, 0.7]), 1280)
+    first = chat.reply(HELLO, 'audio')
+    longer = [*HELLO, first.turn, Turn('user', wav)]
+    together = chat.replies([longer, HELLO], 'audio', settings, seed=5)
+    alone = chat.reply(longer, 'audio', settings, seed=5)
+    np.testing.assert_array_equal(together[0].grid, alone.grid)
+    assert len(together) == 2
+
+
+def test_a_waveform_without_a_codec_is_refused(model):
+    with pytest.raises(InputError, match='no codec'):
+        Chat.open(model).reply([Turn('user', np.zeros(1280, np.float32))], 'text')
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    write_model(tmp_path / 'm', tokenizer_json([*WORDS, 'more', 'words', 'than', 'rows']))
+    with pytest.raises(InputError, match='18 tokens'):
+        Chat.open(tmp_path / 'm')
+
+
+def test_upstream_rules_and_style(model):
+    chat = Chat.open(model, rules=machine.UPSTREAM, style=dialogue.UPSTREAM)
+    assert chat.style.prompts == dialogue.PROCESSOR_PROMPTS
+    reply = chat.reply(HELLO, 'text')
+    assert len(reply.codes) == 0 and reply.wav is None
