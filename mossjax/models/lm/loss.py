@@ -17,6 +17,7 @@ def loss(
     text_weight: float = 1.0,
     audio_weight: float = 1.0,
     chunk: int = 2048,
+    watch: Mapping[str, jax.Array] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """text_weight * text mean + audio_weight * audio mean, in nats per supervised position.
 
@@ -27,18 +28,21 @@ def loss(
       batch: int32 arrays `tokens` (r, t, 2), `labels` (r, t, 2) (the target predicted at t, -100
         where not supervised), `segments` (r, t), `positions` (r, t); see `data.rows`.
       chunk: positions whose logits exist at a time.
+      watch: name -> (r, t) bool, positions whose loss is reported by itself and trains nothing
+        (another pass through both heads each).
 
     Returns:
       (loss, metrics): text_loss, audio_loss, text_accuracy, audio_accuracy, text_count and
-      audio_count, float32 scalars.
+      audio_count, float32 scalars; for each watched name NAME_text_loss and NAME_audio_loss.
     """
     segments = batch['segments']
     mask = Mask(causal=True, q_segments=segments, kv_segments=segments)
     hidden = model.hidden(batch['tokens'], batch['positions'], mask)
 
-    def channel(x, head, index) -> CrossEntropy:
+    def channel(x, head, index, weights=None) -> CrossEntropy:
         labels = batch['labels'][..., index].reshape(-1)
-        return cross_entropy(x.reshape(-1, x.shape[-1]), head.kernel[...], labels, chunk=chunk)
+        rows = x.reshape(-1, x.shape[-1])
+        return cross_entropy(rows, head.kernel[...], labels, weights, chunk=chunk)
 
     text = channel(hidden.text, model.text_head, TEXT)
     audio = channel(hidden.audio, model.audio_head, AUDIO)
@@ -51,6 +55,15 @@ def loss(
         'text_count': text.count,
         'audio_count': audio.count,
     }
+    still = jax.lax.stop_gradient(hidden)
+    for name, where in (watch or {}).items():
+        weights = where.reshape(-1)
+        for kind, x, head, index in (
+            ('text', still.text, model.text_head, TEXT),
+            ('audio', still.audio, model.audio_head, AUDIO),
+        ):
+            sums = channel(x, head, index, weights)
+            metrics[f'{name}_{kind}_loss'] = jax.lax.stop_gradient(_mean(sums.loss, sums.count))
     return text_weight * text_loss + audio_weight * audio_loss, metrics
 
 

@@ -1,0 +1,213 @@
+"""Checkpoints: the only file that knows Orbax.
+
+A checkpoint is a directory named by its step with the items `params`, `opt_state`, `extra` and
+`meta` (JSON: step, versions, and what the caller adds). Each item is restored on its own, onto any
+mesh. A step exists only once it is complete: a process killed while it writes, or a full disk,
+leaves the step before untouched.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import errno
+import importlib.metadata
+import logging as logging_lib
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import orbax.checkpoint as ocp
+
+from mossjax.errors import InputError
+from mossjax.parallel.sharding import check_shapes
+
+TREES = ('params', 'opt_state', 'extra')
+# What a write says when the file system takes no more (EFBIG: a file size limit).
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_TEXTS = ('No space left', 'quota exceeded', 'File too large', 'RESOURCE_EXHAUSTED')
+
+
+def _ours(record) -> bool:
+    """Orbax tells each of its steps at INFO; a training log should be readable."""
+    return record.levelno >= logging_lib.WARNING or 'orbax' not in record.pathname
+
+
+logging.get_absl_logger().addFilter(_ours)
+
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background, the last `keep` kept.
+
+    Args:
+      directory: made if absent; temporary directories of writers that died are removed.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
+        self.directory = _absolute(directory)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        )
+        with _disk(self.directory):
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest(self) -> int | None:
+        """The last complete step, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Writes the trees of TREES; returns once the arrays may be overwritten.
+
+        Raises:
+          InputError: the disk took no more, in this save or in the one before.
+        """
+        args = {name: ocp.args.PyTreeSave(items[name]) for name in TREES if _leaves(items[name])}
+        empty = [name for name in TREES if name not in args]
+        content = {**meta, 'step': step, 'versions': versions(), 'empty': empty}
+        with _disk(self.directory):
+            self._manager.save(step, args=ocp.args.Composite(
+                **args, meta=ocp.args.JsonSave(content)
+            ))
+
+    def wait(self) -> None:
+        """Until the last save is on disk.
+
+        Raises:
+          InputError: the disk took no more.
+        """
+        with _disk(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def close(self) -> None:
+        with _disk(self.directory):
+            self._manager.close()
+
+    def restore(self, abstract: Mapping[str, Any], step: int | None = None) -> tuple[dict, dict]:
+        """(the trees asked for, meta) of a step, the last one by default.
+
+        Args:
+          abstract: name -> tree of ShapeDtypeStructs with shardings; the result is laid out so.
+
+        Raises:
+          InputError: there is no such step, or names or shapes of parameters differ.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise InputError(f'{self.directory} holds no checkpoint; check the path')
+        return _restore(self._manager, self.directory, step, abstract)
+
+
+def restore_params(
+    directory: str | pathlib.Path, abstract: dict, step: int | None = None
+) -> tuple[dict, dict]:
+    """(parameters, meta) of a checkpoint directory; nothing else is read from disk.
+
+    Raises:
+      InputError: there is no checkpoint, or the parameters are not those of `abstract`.
+    """
+    directory, step = _find(directory, step)
+    with ocp.CheckpointManager(directory, options=_READ_ONLY) as manager:
+        trees, meta = _restore(manager, directory, step, {'params': abstract})
+    return trees['params'], meta
+
+
+def read_meta(directory: str | pathlib.Path, step: int | None = None) -> dict:
+    """The JSON item of a checkpoint.
+
+    Raises:
+      InputError: there is no checkpoint.
+    """
+    directory, step = _find(directory, step)
+    with ocp.CheckpointManager(directory, options=_READ_ONLY) as manager:
+        return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+
+def stored_shapes(directory: str | pathlib.Path, step: int | None = None) -> dict:
+    """Names, shapes and dtypes of the stored parameters, read without the arrays."""
+    directory, step = _find(directory, step)
+    return _shapes(directory / str(step) / 'params')
+
+
+def versions() -> dict[str, str]:
+    """Of the packages whose change can change numbers."""
+    names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+_READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+
+
+def _absolute(directory) -> Any:
+    """Local paths made absolute (Orbax wants it); 'gs://...' left as it is."""
+    text = str(directory)
+    return ocp.path.utils.epath.Path(text) if '://' in text else pathlib.Path(text).absolute()
+
+
+def _find(directory, step):
+    directory = _absolute(directory)
+    steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) \
+        if directory.is_dir() else []
+    if not steps or (step is not None and step not in steps):
+        raise InputError(
+            f'{directory} holds {"no checkpoint" if not steps else f"steps {steps}"}'
+            + ('' if step is None else f', not step {step}')
+            + '; give the directory that holds the numbered steps (WORKDIR/checkpoints)'
+        )
+    return directory, steps[-1] if step is None else step
+
+
+def _shapes(item) -> dict:
+    metadata = ocp.PyTreeCheckpointHandler().metadata(item)
+    tree = getattr(metadata, 'tree', metadata)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree,
+        is_leaf=lambda x: hasattr(x, 'shape') and hasattr(x, 'dtype'),
+    )
+
+
+def _restore(manager, directory, step, abstract) -> tuple[dict, dict]:
+    where = f'checkpoint {directory}, step {step}: its parameters'
+    if 'params' in abstract:
+        check_shapes(_shapes(directory / str(step) / 'params'), abstract['params'], where)
+    wanted = {name: tree for name, tree in abstract.items() if _leaves(tree)}
+    args = {
+        name: ocp.args.PyTreeRestore(
+            tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+        )
+        for name, tree in wanted.items()
+    }
+    try:
+        found = manager.restore(
+            step, args=ocp.args.Composite(**args, meta=ocp.args.JsonRestore())
+        )
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise InputError(
+            f'checkpoint {directory}, step {step} cannot be read as {", ".join(wanted)}: {error}. '
+            'If optim.frozen or the optimiser changed, start a new workdir from its parameters '
+            'with --config.init_from'
+        ) from error
+    trees = {name: found[name] if name in wanted else abstract[name] for name in abstract}
+    return trees, found.meta
+
+
+def _leaves(tree) -> bool:
+    return bool(jax.tree.leaves(tree))
+
+
+@contextlib.contextmanager
+def _disk(directory):
+    """Errors of a full disk as InputError, wherever in the chain of causes they are."""
+    try:
+        yield
+    except Exception as error:
+        cause = error
+        while cause is not None:
+            if getattr(cause, 'errno', None) in _FULL or any(t in str(cause) for t in _FULL_TEXTS):
+                logging.error('%s', cause)
+                raise InputError(
+                    f'{directory}: the disk takes no more while a checkpoint is written. Earlier '
+                    'checkpoints there are intact: free space (or lower config.keep) and run the '
+                    'same command again to resume from the last one'
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise

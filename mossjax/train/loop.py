@@ -1,0 +1,188 @@
+"""The training loop of every network, from a laptop to a pod, in the order things happen."""
+
+from collections.abc import Callable
+import contextlib
+import pathlib
+import signal
+import sys
+import time
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+
+from mossjax.checkpoint import Checkpoints, versions
+from mossjax.data.pipeline import prefetch
+from mossjax.parallel import distributed, rules, sharding
+from mossjax.parallel.mesh import MeshConfig, make_mesh
+from mossjax.train import metrics, optim
+from mossjax.train import state as state_lib
+from mossjax.train.optim import OptimConfig
+from mossjax.train.state import Plan, TrainState
+from mossjax.train.step import compiled_step
+from mossjax.train.task import Task
+
+Params = dict | Callable[[dict], dict]
+
+
+def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> TrainState:
+    """Trains a network to `config.steps` updates and returns the last state.
+
+    Parameters come from, in this order: the last checkpoint of this workdir; `init_from`; the
+    network's own initial law. On SIGTERM, or a preemption notice on a pod, the state is saved and
+    the process exits with code 0; the same call resumes, bit for bit.
+
+    Args:
+      config: the ConfigDict of `train.config.defaults`.
+      workdir: gets checkpoints/, metrics.jsonl and tensorboard/.
+      init_from: a nested dict of parameters, or a function that is given the parameters' abstract
+        tree (shapes with shardings) and returns them.
+
+    Raises:
+      InputError: config, batch, mesh, given parameters or checkpoint do not fit each other.
+      FloatingPointError: loss or gradient is not finite; the state is not saved.
+    """
+    workdir = pathlib.Path(workdir)
+
+    # ---- Layout: mesh, shapes and shardings, nothing allocated yet.
+    mesh = make_mesh(MeshConfig(**config.mesh))
+    plan = state_lib.plan(
+        task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
+    )
+    _describe(plan)
+
+    # ---- State: resume, or start from given parameters, or from scratch.
+    checkpoints = Checkpoints(workdir / 'checkpoints', keep=config.keep)
+    state, start = _restore_or_init(task, plan, checkpoints, config, init_from)
+    if start >= config.steps:
+        logging.info('%s has its %d steps already', workdir, config.steps)
+        checkpoints.close()
+        return state
+
+    # ---- Data and step.
+    first = task.batch(start)
+    sharding.check_batch(first, mesh, plan.rules)
+    step_fn = compiled_step(task, plan, jnp.dtype(config.compute_dtype), first)
+    key = jax.device_put(jax.random.key(config.seed), plan.abstract.step.sharding)
+    meta = {'config': config.to_dict()}
+
+    def save(state, step):
+        logging.info('saving step %d', step)
+        checkpoints.save(step, state.items(), meta)
+
+    with contextlib.ExitStack() as stack:
+        recorder = _Log(workdir, start, config, stack)
+        batches = stack.enter_context(contextlib.closing(prefetch(task.batch, start)))
+        stopping = stack.enter_context(_termination())
+
+        # ---- The loop. `step` counts finished updates.
+        for step in range(start + 1, config.steps + 1):
+            batch = sharding.put_batch(next(batches), mesh, plan.rules)
+            state, values = step_fn(state, batch, key)
+            recorder.add(step, values)
+            stop = stopping() or distributed.preempted(step)
+            last = step == config.steps
+            # A state is saved only after its numbers were seen to be finite.
+            if stop or last or step % config.log_every == 0 or step % config.save_every == 0:
+                recorder.flush()
+            if stop or last or step % config.save_every == 0:
+                save(state, step)
+            if stop:
+                checkpoints.close()
+                logging.info('told to stop: saved step %d of %d', step, config.steps)
+                sys.exit(0)
+    checkpoints.close()
+    return state
+
+
+def _describe(plan: Plan) -> None:
+    trainable, frozen = optim.split(plan.abstract.params, plan.frozen)
+    logging.info(
+        '%s parameters (%s frozen), mesh %s, bytes on each device: parameters %s, optimiser %s',
+        f'{optim.count(plan.abstract.params):,}', f'{optim.count(frozen):,}',
+        dict(plan.mesh.shape), f'{sharding.bytes_per_device(plan.abstract.params):,}',
+        f'{sharding.bytes_per_device(plan.abstract.opt_state):,}',
+    )
+    logging.debug('%s', sharding.report(plan.abstract.params))
+
+
+def _restore_or_init(task, plan, checkpoints, config, init_from) -> tuple[TrainState, int]:
+    """(state, updates done)."""
+    start = checkpoints.latest()
+    if start is not None:
+        items, meta = checkpoints.restore(plan.abstract.items())
+        logging.info('resuming from step %d in %s', start, checkpoints.directory)
+        if meta['versions'] != (now := versions()):
+            logging.warning('checkpoint was written with %s, this is %s: the rest of the run may '
+                            'differ in the last digits', meta['versions'], now)
+        return state_lib.from_items(items, start, plan), start
+    given = init_from(plan.abstract.params) if callable(init_from) else init_from
+    key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)  # no step has this number
+    return state_lib.init(task, plan, key, given), 0
+
+
+@contextlib.contextmanager
+def _termination():
+    """Yields a function: has SIGTERM arrived? On a pod jax itself listens, see `preempted`."""
+    received = []
+    if jax.distributed.is_initialized():
+        yield lambda: False
+        return
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Log:
+    """Gathers metrics on devices, fetches them once an interval, checks and writes them."""
+
+    def __init__(self, workdir, start: int, config, stack: contextlib.ExitStack):
+        self.total, self.began, self.pending = config.steps, time.monotonic(), []
+        self.writer = self.bar = None
+        # Waiting for each step: two virtual CPU devices in each of several processes deadlock
+        # when steps pile up, and a laptop loses nothing by it.
+        self.wait = jax.default_backend() == 'cpu'
+        if distributed.is_first():
+            self.writer = metrics.Recorder(workdir, start)
+            stack.callback(self.writer.close)
+            if sys.stderr.isatty():
+                from tqdm import tqdm
+
+                self.bar = tqdm(total=config.steps, initial=start, unit='step')
+                stack.callback(self.bar.close)
+
+    def add(self, step: int, values: dict) -> None:
+        self.pending.append((step, values))
+        if self.wait:
+            jax.block_until_ready(values)
+        if self.bar:
+            self.bar.update()
+
+    def flush(self) -> None:
+        """Raises FloatingPointError, naming the step, if one of the interval was not finite."""
+        steps, values = zip(*self.pending, strict=True)
+        values = jax.device_get(list(values))
+        now = time.monotonic()
+        bad = [s for s, v in zip(steps, values, strict=True) if not v['finite']]
+        summary = metrics.summarise(values, now - self.began)
+        self.pending, self.began = [], now
+        if self.writer:
+            self.writer.write(steps[-1], summary)
+            if self.bar:
+                self.bar.set_postfix(loss=f'{summary["loss"]:.4f}')
+            else:
+                shown = ' '.join(f'{k}={v:.5g}' for k, v in summary.items())
+                logging.info('step %d/%d %s', steps[-1], self.total, shown)
+        if bad:
+            raise FloatingPointError(
+                f'loss or gradient is not finite at step {bad[0]} (of steps {steps[0]} to '
+                f'{steps[-1]}); nothing was saved after step {steps[0] - 1}. Look at the data of '
+                'that step, lower optim.peak_lr or lengthen optim.warmup_steps'
+            )
+

@@ -1,0 +1,116 @@
+"""AdamW with warm-up and cosine decay; freezing by path, without optimiser state for it.
+
+Paths are slash-joined keys of the parameter tree ('trunk/attn/q'); patterns are regular
+expressions that must match a whole path.
+"""
+
+import dataclasses
+import re
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+from mossjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Everything the optimiser needs (defaults: paper section 5 where it says, else usual).
+
+    Attributes:
+      peak_lr, final_lr: learning rate after warm-up and at the last step.
+      warmup_steps: linear from peak / warmup_steps; cut to the length of the run.
+      b1, b2, eps, weight_decay: AdamW.
+      clip_norm: largest global norm of the gradients.
+      frozen: patterns of parameters that are not trained.
+      no_decay: patterns of parameters without weight decay, beside all those with one axis.
+    """
+
+    peak_lr: float = 1e-3
+    final_lr: float = 0.0
+    warmup_steps: int = 100
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    frozen: tuple[str, ...] = ()
+    no_decay: tuple[str, ...] = (r'(.*/)?[^/]*(bias|scale)[^/]*',)
+
+
+def learning_rate(config: OptimConfig, total_steps: int):
+    """step (0 for the first update) -> learning rate, float32.
+
+    Linear warm-up over w = min(warmup_steps, total_steps) steps, then
+    final + (peak - final) (1 + cos(pi p)) / 2 with p = (step - w) / (total_steps - w).
+    """
+    warmup = min(config.warmup_steps, total_steps)
+    decay = max(total_steps - warmup, 1)
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        progress = jnp.clip((step - warmup) / decay, 0.0, 1.0)
+        cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        decayed = config.final_lr + (config.peak_lr - config.final_lr) * cosine
+        return jnp.where(step < warmup, config.peak_lr * (step + 1) / max(warmup, 1), decayed)
+
+    return schedule
+
+
+def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
+    """params -> (trainable, frozen): two nested dicts that share no leaf; `join` undoes it.
+
+    Raises:
+      InputError: a pattern matches no parameter, or nothing is left to train.
+    """
+    flat = traverse_util.flatten_dict(params, sep='/')
+    for pattern in frozen:
+        if not any(re.fullmatch(pattern, path) for path in flat):
+            raise InputError(
+                f'optim.frozen: {pattern!r} matches no parameter; patterns must match a whole '
+                f'path such as {next(iter(flat))!r} (top level: {", ".join(params)})'
+            )
+    held = {path for path in flat if any(re.fullmatch(p, path) for p in frozen)}
+    if len(held) == len(flat):
+        raise InputError('optim.frozen matches every parameter: nothing is left to train')
+
+    def pick(keep):
+        return traverse_util.unflatten_dict({p: x for p, x in flat.items() if keep(p)}, sep='/')
+
+    return pick(lambda p: p not in held), pick(lambda p: p in held)
+
+
+def join(trainable: dict, frozen: dict) -> dict:
+    """The nested dict that `split` took apart, with its keys sorted as jax sorts them."""
+    flat = traverse_util.flatten_dict(trainable, sep='/')
+    flat |= traverse_util.flatten_dict(frozen, sep='/')
+    return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def decays(axes: dict, config: OptimConfig) -> dict:
+    """Which parameters are decayed: True where there are two axes or more beside 'layers'."""
+
+    def decay(path, names):
+        wide = len([a for a in names if a != 'layers']) > 1
+        return wide and not any(re.fullmatch(p, path) for p in config.no_decay)
+
+    flat = traverse_util.flatten_dict(axes, sep='/')
+    return traverse_util.unflatten_dict({p: decay(p, a) for p, a in flat.items()}, sep='/')
+
+
+def optimizer(config: OptimConfig, axes: dict, total_steps: int) -> optax.GradientTransformation:
+    """The update rule of the trainable parameters (`axes`: logical axes of the trainable tree)."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, total_steps), config.b1, config.b2, config.eps,
+            weight_decay=config.weight_decay, mask=decays(axes, config),
+        ),
+    )
+
+
+def count(tree) -> int:
+    """Number of scalars in a tree of arrays or shapes."""
+    return sum(x.size for x in jax.tree.leaves(tree))

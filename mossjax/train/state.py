@@ -1,0 +1,128 @@
+"""The training state: plain dicts, described abstractly first, allocated already sharded."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mossjax.nn.param import Network
+from mossjax.parallel import sharding
+from mossjax.train import optim
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['step', 'params', 'opt_state', 'extra'],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What one step takes and returns.
+
+    Attributes:
+      step: int32 scalar, number of updates done.
+      params: nested dict of float32 arrays.
+      opt_state: optimiser state of the trainable parameters only.
+      extra: the task's own state that no gradient trains ({} for most).
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: Any
+    extra: Any
+
+    def items(self) -> dict:
+        """The parts that a checkpoint stores."""
+        return {'params': self.params, 'opt_state': self.opt_state, 'extra': self.extra}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the state of one run is made and laid out.
+
+    Attributes:
+      tx: the update rule.
+      frozen: path patterns of parameters that are not trained.
+      abstract: TrainState of ShapeDtypeStructs that carry their shardings.
+      mesh, rules: where things live.
+    """
+
+    tx: optax.GradientTransformation
+    frozen: tuple[str, ...]
+    abstract: TrainState
+    mesh: jax.sharding.Mesh
+    rules: dict
+
+    @property
+    def shardings(self) -> TrainState:
+        return jax.tree.map(lambda x: x.sharding, self.abstract)
+
+
+def plan(task, config: optim.OptimConfig, total_steps: int, mesh, rules) -> Plan:
+    """Shapes and shardings of the whole training state; nothing is allocated.
+
+    Args:
+      task: a `train.task.Task`.
+      rules: logical axis -> mesh axes, one of `parallel.rules.PRESETS`.
+    """
+    network: Network = task.network
+    placed = sharding.shard(network.shapes, network.axes, mesh, rules)
+    trainable, _ = optim.split(placed, config.frozen)
+    axes, _ = optim.split(network.axes, config.frozen)
+    tx = optim.optimizer(config, axes, total_steps)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def put(x, where=everywhere):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    opt_state = optax.tree_utils.tree_map_params(
+        tx,
+        lambda moment, weight: put(moment, weight.sharding),
+        jax.eval_shape(tx.init, trainable),
+        trainable,
+        transform_non_params=put,
+    )
+    extra = jax.tree.map(put, jax.eval_shape(task.init_extra, network.shapes))
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return Plan(tx, config.frozen, TrainState(step, placed, opt_state, extra), mesh, rules)
+
+
+def init(task, made: Plan, key: jax.Array, params: dict | None = None) -> TrainState:
+    """A fresh state, created in place on the devices; with the given parameters if there are any.
+
+    Args:
+      params: nested dict of numpy or jax arrays of exactly the network's names and shapes.
+
+    Raises:
+      InputError: params lack a name, have one too many, or one of another shape.
+    """
+    shardings = made.shardings
+    if params is None:
+        params = jax.jit(task.network.init, out_shardings=shardings.params)(key)
+    else:
+        sharding.check_shapes(params, task.network.shapes, 'the given parameters')
+        params = jax.tree.map(
+            lambda x, like: jax.device_put(jnp.asarray(x, like.dtype), like.sharding),
+            params, made.abstract.params,
+        )
+
+    def rest(params):
+        trainable, _ = optim.split(params, made.frozen)
+        return TrainState(
+            jnp.zeros((), jnp.int32), {}, made.tx.init(trainable), task.init_extra(params)
+        )
+
+    rest_shardings = dataclasses.replace(shardings, params={})
+    state = jax.jit(rest, out_shardings=rest_shardings)(params)
+    return dataclasses.replace(state, params=params)
+
+
+def from_items(items: dict, step: int, made: Plan) -> TrainState:
+    """The state of a checkpoint's items."""
+    where = made.abstract.step.sharding
+    return TrainState(jax.device_put(jnp.asarray(step, jnp.int32), where), **items)
+
+

@@ -1,0 +1,78 @@
+"""One training step: the loss in the compute dtype, gradients of what is trained, the update."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mossjax.nn.shard import sharding_scope
+from mossjax.parallel import rules as rules_lib
+from mossjax.parallel import sharding
+from mossjax.train import optim
+from mossjax.train.state import Plan, TrainState
+
+
+def compute_copy(params: dict, dtype) -> dict:
+    """float32 leaves in the compute dtype, others as they are.
+
+    The cast stands before the layers are gathered from their shards, so the network moves and
+    multiplies the short numbers; the gradient of a cast is a cast back, so updates are float32.
+    """
+    return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, params)
+
+
+def update(task, plan: Plan, dtype, state: TrainState, batch: dict, key: jax.Array):
+    """(state, batch, run key) -> (state, metrics); pure, the function that `compiled_step` jits."""
+    trainable, frozen = optim.split(state.params, plan.frozen)
+    key = jax.random.fold_in(key, state.step)
+
+    def loss_of(trainable):
+        params = optim.join(compute_copy(trainable, dtype), compute_copy(frozen, dtype))
+        return task.loss(params, state.extra, batch, key)
+
+    with sharding_scope(plan.mesh, rules_lib.resolver(plan.rules)):
+        (loss, (metrics, extra)), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+    updates, opt_state = plan.tx.update(grads, state.opt_state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+    grad_norm = optax.tree.norm(grads)
+    metrics = metrics | {
+        'loss': loss,
+        'grad_norm': grad_norm,
+        'finite': jnp.isfinite(loss) & jnp.isfinite(grad_norm),
+    }
+    state = TrainState(state.step + 1, optim.join(trainable, frozen), opt_state, extra)
+    return state, metrics
+
+
+def batch_shardings(batch: dict, plan: Plan) -> dict:
+    """First axis over all devices that hold different rows, the others whole."""
+    rows = sharding.rows(plan.mesh, plan.rules)
+    return {name: rows for name in batch}
+
+
+def compiled_step(task, plan: Plan, dtype, batch: dict):
+    """The jitted step: donates the state, keeps its layout; metrics are replicated scalars.
+
+    Args:
+      batch: arrays or shapes of one batch, for their names only.
+    """
+    shardings = plan.shardings
+    everywhere = shardings.step
+    return jax.jit(
+        lambda state, batch, key: update(task, plan, dtype, state, batch, key),
+        in_shardings=(shardings, batch_shardings(batch, plan), everywhere),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+
+
+def lower(task, plan: Plan, dtype, batch: dict):
+    """The step lowered from shapes alone, for planning; `batch` holds global shapes."""
+    where = batch_shardings(batch, plan)
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[name])
+        for name, x in batch.items()
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return compiled_step(task, plan, dtype, batch).lower(plan.abstract, batch, key)
+
+

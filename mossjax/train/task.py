@@ -1,0 +1,46 @@
+"""What a network must say about itself to be trained by `train.loop.fit`."""
+
+from typing import Any, Protocol
+
+import jax
+
+from mossjax.nn.param import Network
+
+Batch = dict[str, Any]
+
+
+class Task(Protocol):
+    """One network with its loss and its data.
+
+    Attributes:
+      network: shapes, axes and structure of the parameters (`nn.param.describe`).
+    """
+
+    network: Network
+
+    def init_extra(self, params: dict) -> Any:
+        """State that is not trained by gradients (a running codebook, say); {} when there is none.
+
+        Runs under jit; the result is replicated on every device.
+        """
+
+    def loss(self, params: dict, extra: Any, batch: Batch, key: jax.Array):
+        """-> (loss, (metrics, new extra)), pure, traced once.
+
+        Args:
+          params: in the compute dtype of the run.
+          extra: what `init_extra` or the step before returned.
+          batch: arrays as `batch` returned them, now on devices.
+          key: a random key of this step alone.
+
+        Returns:
+          A float32 scalar, and a dict of float32 scalars to log. A metric named 'tokens' or
+          'audio_seconds' is the amount of data in this batch: it is logged as a rate.
+        """
+
+    def batch(self, step: int) -> Batch:
+        """The rows of step `step` that belong to this process, as numpy arrays.
+
+        A pure function of (seed, step): position in the data is a number, so a run that is
+        resumed sees exactly what it would have seen. Every array has the batch as first axis.
+        """
