@@ -1,0 +1,89 @@
+"""The flow decoder's task: it learns, audio and mel agree frame by frame, items are checked."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from mossjax.errors import InputError
+from mossjax.models.flow.config import Context, FlowConfig
+from mossjax.models.flow.loss import flow_loss, mu_loss
+from mossjax.models.flow.mel import log_mel
+from mossjax.train.flow_task import FlowTask, aligned_mel, pad_batch
+
+CONFIG = FlowConfig(
+    vocab_size=8, input_size=16, width=16, heads=2, ff_width=32, blocks=1, up_blocks=1,
+    dropout=0.0, channels=16, head_dim=8, estimator_heads=2, transformers=1, mid_blocks=1,
+)  # fmt: skip
+
+
+def make_batch(step):
+    """Every code has its own spectrum."""
+    rng = np.random.default_rng(step)
+    shapes = np.random.default_rng(0).normal(-6, 2, (8, 80)).astype(np.float32)
+    items = []
+    for n in (6, 4):
+        codes = rng.integers(0, 8, n)
+        items.append((codes, np.repeat(shapes[codes], 4, axis=0)))
+    return pad_batch(items, 6)
+
+
+STATISTICS = np.full(80, -6.0, 'f'), np.full(80, 2.0, 'f')
+
+
+def test_training_lowers_both_losses():
+    task = FlowTask(
+        CONFIG, make_batch, functools.partial(flow_loss, mu_weight=1.0), Context(chunk=5),
+        STATISTICS,
+    )  # fmt: skip
+    params = jax.jit(task.network.init)(jax.random.key(0))
+    optimizer = optax.adam(5e-3)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, batch, key):
+        (_, (metrics, extra)), grads = jax.value_and_grad(task.loss, has_aux=True)(
+            params, task.init_extra(params), batch, key
+        )
+        assert extra == {}
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, metrics
+
+    history = []
+    for i in range(120):
+        params, state, metrics = step(params, state, task.batch(i), jax.random.key(i))
+        history.append((float(metrics['flow_loss']), float(metrics['mu_l1'])))
+    # What the best constant per bin would reach; a network that ignores its codes stays above.
+    mel = np.concatenate([task.batch(i)['mel'][0] for i in range(40)])
+    constant = np.abs(mel - np.median(mel, axis=0)).mean(), 1 + mel.var(axis=0).mean()
+    assert np.mean(history[:5], axis=0)[1] < 4  # the statistics put mu near the mel at once
+    last_flow, last_mu = np.mean(history[-20:], axis=0)
+    assert last_mu < 0.85 * constant[0]
+    assert last_flow < 0.85 * constant[1]
+
+
+def test_audio_becomes_the_mel_of_the_same_frames(rng):
+    """Two codes and a half of audio, three codes: as if padded with silence to the third."""
+    wave = rng.uniform(-0.3, 0.3, (1, 4800)).astype(np.float32)
+    mel = aligned_mel(wave, 3, CONFIG)
+    assert mel.shape == (1, 12, 80)
+    padded = np.pad(wave, ((0, 0), (0, 960)))
+    np.testing.assert_allclose(mel, log_mel(padded), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(mel[:, :8], log_mel(wave)[:, :8], rtol=0, atol=1e-4)
+
+    codes, lengths = np.array([[1, 2, 3]], np.int32), np.array([3])
+    task = FlowTask(CONFIG, make_batch, mu_loss)
+    params = jax.jit(task.network.init)(jax.random.key(0))
+    loss = jax.jit(lambda batch: task.loss(params, {}, batch, jax.random.key(0))[0])
+    common = {'codes': codes, 'code_lengths': lengths}
+    by_mel, by_audio = loss(common | {'mel': mel}), loss(common | {'audio': wave})
+    assert float(by_audio) == pytest.approx(float(by_mel), rel=1e-5)
+
+
+def test_items_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match='item 1: 3 codes and 11 mel frames'):
+        pad_batch([(np.zeros(2), np.zeros((8, 80))), (np.zeros(3), np.zeros((11, 80)))], 4)
+    with pytest.raises(InputError, match='train with held = 0'):
+        FlowTask(CONFIG, make_batch, context=Context(held=3))
