@@ -33,6 +33,7 @@ INERT = {
     'bos_token_id': 'the dialogue format has no start token',
     'dtype': 'tensors carry their own dtype; rewritten on export',
     'max_window_layers': 'only read with a sliding window, which is refused',
+    'pad_token_id': "the tokenizer's pad token is used",
     'torch_dtype': 'older spelling of dtype',
     'transformers_version': 'provenance',
     'use_cache': 'caching is chosen by the caller',
@@ -59,8 +60,6 @@ class LMConfig:
       eosp_token_id: audio id that ends speech; codec codes are the ids below it.
       audio_pad_token_id: audio id written on text rows (also an ordinary code).
       eos_token_id: text id that ends a turn.
-      pad_token_id: text id of padding rows, also a stop id (upstream's tokenizer, not its config,
-        says 151643).
       initializer_range: standard deviation of fresh kernels and embeddings.
       dtype: what the tensors were stored in; a record, not an order.
     """
@@ -83,7 +82,6 @@ class LMConfig:
     eosp_token_id: int
     audio_pad_token_id: int
     eos_token_id: int
-    pad_token_id: int = 151643
     initializer_range: float = 0.02
     dtype: str = 'bfloat16'
     # The file this came from, key for key; no part of equality or hashing.
@@ -237,7 +235,7 @@ def _check_values(c: LMConfig) -> None:
         f'{c.num_key_value_heads}; each kv head serves equally many query heads.',
     )
     demand(c.head_dim % 2 == 0, f'head_dim is {c.head_dim}; rotation needs an even number.')
-    for name in ('modality_pad_token_id', 'sosp_token_id', 'eos_token_id', 'pad_token_id'):
+    for name in ('modality_pad_token_id', 'sosp_token_id', 'eos_token_id'):
         demand(
             0 <= getattr(c, name) < c.vocab_size,
             f'{name} is {getattr(c, name)}, outside the text vocabulary of {c.vocab_size}; set it '

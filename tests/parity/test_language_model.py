@@ -1,0 +1,262 @@
+"""The language model against Transformers' Qwen3 layers, wired as the specification says."""
+
+import copy
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3 import modeling_qwen3 as hf
+
+from mossjax.convert.directories import open_lm, save_lm
+from mossjax.convert.qwen3 import open_qwen3
+from mossjax.models.lm.cache import Cache
+from mossjax.models.lm.model import network
+from mossjax.ops import norms, rope
+from mossjax.ops.attention import Mask
+from mossjax.ops.losses import cross_entropy
+from tests.tiny_lm import SPEECH, close, tiny_config, tiny_grid
+
+
+def qwen_config(config, **changes) -> Qwen3Config:
+    fields = {
+        name: getattr(config, name)
+        for name in (
+            'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
+            'num_attention_heads', 'num_key_value_heads', 'head_dim', 'rms_norm_eps',
+            'max_position_embeddings',
+        )
+    }  # fmt: skip
+    theta = {'rope_type': 'default', 'rope_theta': config.rope_theta}
+    qwen = Qwen3Config(
+        **{**fields, 'tie_word_embeddings': False, 'rope_parameters': theta, **changes}
+    )
+    qwen._attn_implementation = 'eager'
+    return qwen
+
+
+class Stack(torch.nn.Module):
+    def __init__(self, qwen, layers):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            [hf.Qwen3DecoderLayer(qwen, layer_idx=i) for i in range(layers)]
+        )
+
+    def forward(self, x, mask, rotation):
+        for layer in self.layers:
+            x = layer(x, attention_mask=mask, position_embeddings=rotation)
+        return x
+
+
+class Reference(torch.nn.Module):
+    """Trunk, two branches on its un-normalised output, two norms, two heads."""
+
+    def __init__(self, config):
+        super().__init__()
+        qwen = qwen_config(config)
+        d, eps = config.hidden_size, config.rms_norm_eps
+        self.model = torch.nn.Module()
+        self.model.embed_tokens = torch.nn.Embedding(config.vocab_size, d)
+        self.model.audio_embed = torch.nn.Embedding(config.audio_vocab_size, d)
+        self.model.shared_block = Stack(qwen, config.num_shared_layers)
+        self.model.text_block = Stack(qwen, config.num_modality_layers)
+        self.model.audio_block = Stack(qwen, config.num_modality_layers)
+        self.model.text_norm = hf.Qwen3RMSNorm(d, eps)
+        self.model.audio_norm = hf.Qwen3RMSNorm(d, eps)
+        self.text_lm_head = torch.nn.Linear(d, config.vocab_size, bias=False)
+        self.audio_lm_head = torch.nn.Linear(d, config.audio_vocab_size, bias=False)
+        self.rotary = hf.Qwen3RotaryEmbedding(qwen)
+        generator = torch.Generator().manual_seed(0)
+        for name, weight in self.named_parameters():
+            weight.data.normal_(1.0 if 'norm' in name else 0.0, 0.25, generator=generator)
+
+    @torch.no_grad()
+    def forward(self, tokens):
+        text, audio = tokens[..., 0], tokens[..., 1]
+        speech = (text == SPEECH)[..., None]
+        x = torch.where(speech, self.model.audio_embed(audio), self.model.embed_tokens(text))
+        t = tokens.shape[1]
+        rotation = self.rotary(x, torch.arange(t)[None])
+        mask = torch.full((t, t), torch.finfo(x.dtype).min, dtype=x.dtype).triu(1)[None, None]
+        h = self.model.shared_block(x, mask, rotation)
+        text = self.model.text_norm(self.model.text_block(h, mask, rotation))
+        audio = self.model.audio_norm(self.model.audio_block(h, mask, rotation))
+        return self.text_lm_head(text), self.audio_lm_head(audio)
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+    """(config, torch reference, our jitted forward and extend, parameters).
+
+    The weights travel through a real directory.
+    """
+    from safetensors.torch import save_file
+
+    config = tiny_config()
+    reference = Reference(config).eval()
+    directory = tmp_path_factory.mktemp('reference')
+    save_file(reference.state_dict(), directory / 'model.safetensors', metadata={'format': 'pt'})
+    (directory / 'config.json').write_text(json.dumps(config.to_hf()))
+    config, params = open_lm(directory)
+    net = network(config)
+
+    def extend(params, rows, valid, cache):
+        model = net.bind(params)
+        hidden, cache = model.extend(rows, valid, cache)
+        return model.logits(hidden), cache
+
+    return config, reference, forward_of(net), jax.jit(extend), params
+
+
+def forward_of(net):
+    return jax.jit(lambda params, *args: net.bind(params)(*args))
+
+
+def expect(pair, grid):
+    return [x.numpy() for x in pair[1](torch.from_numpy(np.asarray(grid, np.int64)))]
+
+
+def test_full_forward(pair):
+    config, _, forward, _, params = pair
+    grid = tiny_grid(config, 2, 40)
+    positions = np.broadcast_to(np.arange(40), (2, 40))
+    got = forward(params, grid, positions, Mask(causal=True))
+    for ours, theirs in zip(got, expect(pair, grid), strict=True):
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize('chunks', [[1] * 12, [5, 4, 3], [12]], ids=['steps', 'chunks', 'one'])
+def test_cached_forward(pair, chunks):
+    config, _, _, extend, params = pair
+    grid, cache, got, start = tiny_grid(config, 2, 12), Cache.empty(config, 2, 15, 'float32'), [], 0
+    for n in chunks:
+        rows = grid[:, start : start + n]
+        logits, cache = extend(params, rows, np.ones((2, n), bool), cache)
+        got.append(logits)
+        start += n
+    assert int(cache.length) == 12
+    for i, theirs in enumerate(expect(pair, grid)):
+        close(np.concatenate([np.asarray(g[i]) for g in got], axis=1), theirs)
+
+
+def left_padded(config, lengths, t):
+    """(grids without padding, padded grid, valid)."""
+    grids = [tiny_grid(config, 1, n, seed=n)[0] for n in lengths]
+    padded = np.stack([np.concatenate([np.full((t - len(g), 2), 5), g]) for g in grids])
+    return grids, padded.astype(np.int32), np.arange(t) >= t - np.asarray(lengths)[:, None]
+
+
+def test_left_padding_in_a_full_forward_changes_nothing(pair):
+    config, _, forward, _, params = pair
+    grids, padded, valid = left_padded(config, (9, 4), 9)
+    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
+    mask = Mask(causal=True, kv_valid=valid)
+    got = forward(params, padded, positions, mask)
+    for i, grid in enumerate(grids):
+        for ours, theirs in zip(got, expect(pair, grid[None]), strict=True):
+            assert np.isfinite(ours).all()
+            close(ours[i, -len(grid) :], theirs[0])
+
+
+def test_left_padding_in_a_cache_changes_nothing(pair):
+    """A padded prompt, then single rows: positions count real rows, slots are common."""
+    config, _, _, extend, params = pair
+    grids, padded, valid = left_padded(config, (9, 4), 9)
+    cache, parts = Cache.empty(config, 2, 15, 'float32'), []
+    for rows in (slice(0, 7), slice(7, 8), slice(8, 9)):
+        logits, cache = extend(params, padded[:, rows], valid[:, rows], cache)
+        assert all(np.isfinite(x).all() for x in logits)
+        parts.append(logits)
+    for channel in (0, 1):
+        got = np.concatenate([np.asarray(p[channel]) for p in parts], axis=1)
+        for i, grid in enumerate(grids):
+            close(got[i, -len(grid) :], expect(pair, grid[None])[channel][0])
+
+
+def test_bfloat16_is_as_exact_as_the_reference(pair):
+    """Against float32, our bfloat16 forward errs no more than torch's own, plus a tenth."""
+    config, reference, forward, _, params = pair
+    grid = tiny_grid(config, 2, 40)
+    exact = expect(pair, grid)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    positions = np.broadcast_to(np.arange(40), (2, 40))
+    ours = forward(half, grid, positions, Mask(causal=True))
+    theirs = copy.deepcopy(reference).to(torch.bfloat16)(torch.from_numpy(grid.astype(np.int64)))
+    theirs = [x.float().numpy() for x in theirs]
+    for got, torch_got, want in zip(ours, theirs, exact, strict=True):
+        assert got.dtype == jnp.bfloat16
+        error = np.sqrt(np.mean((np.asarray(got, np.float32) - want) ** 2))
+        allowed = np.sqrt(np.mean((torch_got - want) ** 2))
+        assert error <= 1.1 * allowed
+
+
+def test_rms_norm_rounds_like_qwen3_in_bfloat16(rng):
+    x, scale = rng.normal(size=(64, 96)) * 3, 1 + 0.3 * rng.normal(size=96)
+    norm = hf.Qwen3RMSNorm(96, 1e-6).to(torch.bfloat16)
+    norm.weight.data = torch.from_numpy(scale).to(torch.bfloat16)
+    want = norm(torch.from_numpy(x).to(torch.bfloat16)).detach().float().numpy()
+    args = jnp.asarray(x, jnp.bfloat16), jnp.asarray(scale, jnp.bfloat16)
+    got = jax.jit(lambda x, w: norms.rms_norm(x, w, eps=1e-6))(*args)
+    np.testing.assert_array_equal(np.asarray(got, np.float32), want)
+
+
+@pytest.mark.parametrize('theta', [1e4, 1e6, 5e6])
+def test_rope_table_and_rotation(theta, rng):
+    config = tiny_config(head_dim=128, rope_theta=theta)
+    rotary = hf.Qwen3RotaryEmbedding(qwen_config(config))
+    table = rope.frequencies(128, theta)
+    want = rotary.inv_freq.numpy()
+    assert table.dtype == np.float32
+    # torch's vectorised float32 power is itself off by one unit in single places.
+    assert np.abs(table.view(np.int32) - want.view(np.int32)).max() <= 1
+    x = rng.normal(size=(1, 3000, 1, 128)).astype(np.float32)
+    positions = np.arange(3000)[None]
+    cos, sin = rotary(torch.from_numpy(x), torch.from_numpy(positions))
+    turned, _ = hf.apply_rotary_pos_emb(*[torch.from_numpy(x)] * 2, cos, sin, unsqueeze_dim=2)
+    # From one table: a unit in a frequency near 1 would turn position 3000 by 2e-4.
+    got = rope.rotate(jnp.asarray(x), *rope.rotation(positions, want, jnp.float32))
+    close(got, turned.numpy())
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_text_side_equals_the_qwen3_it_started_from(tied, tmp_path):
+    """Through real directories: Qwen3 saved by Transformers, ours saved and opened again."""
+    config = tiny_config(vocab_size=64)
+    torch.manual_seed(0)
+    qwen = qwen_config(config, vocab_size=80, tie_word_embeddings=tied)
+    reference = Qwen3ForCausalLM(qwen).eval()
+    for name, weight in reference.named_parameters():
+        weight.data.normal_(1.0 if 'norm' in name else 0.0, 0.25)
+    reference.save_pretrained(tmp_path / 'qwen')
+    params = open_qwen3(tmp_path / 'qwen', config, jax.random.key(0))
+    save_lm(tmp_path / 'ours', config, params)
+    config, params = open_lm(tmp_path / 'ours')
+    text = np.random.default_rng(0).integers(0, SPEECH, (2, 20))
+    grid = np.stack([text, np.zeros_like(text)], axis=-1)
+    positions = np.broadcast_to(np.arange(20), (2, 20))
+    got = forward_of(network(config))(params, grid, positions, Mask(causal=True))
+    with torch.no_grad():
+        want = reference(torch.from_numpy(text)).logits.numpy()
+    close(got.text, want[..., :64])
+
+
+def test_cross_entropy_and_gradients(rng):
+    hidden, head = rng.normal(size=(37, 8)), rng.normal(size=(8, 11))
+    labels = rng.integers(0, 11, 37)
+    labels[::5] = -100
+    tensors = [torch.tensor(x, requires_grad=True) for x in (hidden, head)]
+    loss = torch.nn.functional.cross_entropy(
+        tensors[0] @ tensors[1], torch.tensor(labels), reduction='sum'
+    )
+    loss.backward()
+
+    def ours(hidden, head):
+        return cross_entropy(hidden, head, labels, chunk=10).loss
+
+    args = jnp.float32(hidden), jnp.float32(head)
+    close(ours(*args), loss.item(), 1e-6)
+    for got, tensor in zip(jax.grad(ours, (0, 1))(*args), tensors, strict=True):
+        close(got, tensor.grad.numpy())
