@@ -31,17 +31,17 @@ def tokenizer_json(words=WORDS):
     return tokenizer.to_str().encode()
 
 
-def write_model(directory, tokenizer=None, **settings):
+def write_model(directory, tokenizer=None, config=CONFIG, **settings):
     rng = np.random.default_rng(3)
     params = jax.tree.map(
-        lambda x: np.float32(0.6 * rng.normal(size=x.shape)), network(CONFIG).shapes
+        lambda x: np.float32(0.6 * rng.normal(size=x.shape)), network(config).shapes
     )
     defaults = {'max_new_tokens': 10, 'min_new_tokens': 4, 'do_sample': False, 'top_k': 0}
     files = {
         'tokenizer.json': tokenizer or tokenizer_json(),
         'generation_config.json': json.dumps({**defaults, **settings}).encode(),
     }
-    save_lm(directory, CONFIG, params, files=files)
+    save_lm(directory, config, params, files=files)
     return params
 
 

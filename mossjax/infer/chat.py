@@ -21,6 +21,7 @@ from mossjax.errors import InputError
 from mossjax.infer.generate import Generation, Generator
 from mossjax.infer.sampling import Settings, row_keys
 from mossjax.models.lm import dialogue, machine
+from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.dialogue import Style, SystemPrompts, Turn
 from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.machine import Rules
@@ -102,14 +103,17 @@ class Chat:
         if style is dialogue.CLEAN:
             style = dataclasses.replace(style, prompts=SystemPrompts.of(defaults))
         settings = Settings.of(defaults)
-        encode, decode = (None, None) if codec_dir is None else open_codec(codec_dir)
-        config, params = open_lm(model_dir, dtype)
+        path = model_dir / 'config.json'
+        config = LMConfig.from_hf(read_json(path), where=str(path))
         if text.size > config.vocab_size:
             raise InputError(
                 f'{model_dir}: tokenizer.json has {text.size} tokens, the model only '
                 f'{config.vocab_size} rows for them; the files are of different checkpoints'
             )
-        generator = Generator(network(config), config, GridIds.of(config, text), rules)
+        ids = GridIds.of(config, text)
+        encode, decode = (None, None) if codec_dir is None else open_codec(codec_dir, ids.eosp)
+        config, params = open_lm(model_dir, dtype)
+        generator = Generator(network(config), config, ids, rules)
         return cls(generator, jax.device_put(params), text, encode, decode, style, settings)
 
     def reply(
@@ -184,12 +188,24 @@ class Chat:
         return replies
 
 
-def open_codec(codec_dir) -> tuple[Callable, Callable]:
-    """(encode, decode) of a codec directory, see `Chat`."""
+def open_codec(codec_dir, codes: int) -> tuple[Callable, Callable]:
+    """(encode, decode) of a codec directory, see `Chat`, for a model that knows `codes` codes.
+
+    Raises:
+      InputError: files missing or damaged, or a codec with other codes.
+    """
     from mossjax.infer.speech_decoder import SpeechDecoder
     from mossjax.infer.speech_tokenizer import SpeechTokenizer
 
-    return SpeechTokenizer.open(codec_dir).encode, SpeechDecoder.open(codec_dir).decode_many
+    tokenizer, decoder = SpeechTokenizer.open(codec_dir), SpeechDecoder.open(codec_dir)
+    # A flow decoder may have rows to spare, a tokenizer may not say what the model cannot read.
+    if tokenizer.config.codes > codes or decoder.config.vocab_size < codes:
+        raise InputError(
+            f'{codec_dir}: the speech tokenizer has {tokenizer.config.codes} codes, the decoder '
+            f'{decoder.config.vocab_size}, the language model {codes}; take the codec it was '
+            'trained with'
+        )
+    return tokenizer.encode, decoder.decode_many
 
 
 def _is_waveform(content) -> bool:

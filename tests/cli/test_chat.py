@@ -23,7 +23,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def codec(monkeypatch):
-    monkeypatch.setattr(chat_lib, 'open_codec', lambda codec_dir: (encode, decode))
+    monkeypatch.setattr(chat_lib, 'open_codec', lambda *_: (encode, decode))
     return 'codec'
 
 

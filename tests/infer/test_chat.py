@@ -1,17 +1,23 @@
 """Chat on a tiny random model written to disk, with a stand-in codec computed by hand."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
+from mossjax.convert.codec_flow import flow_network, save_flow
+from mossjax.convert.flow_rules import flow_rules
+from mossjax.convert.rules import to_params
 from mossjax.errors import InputError
 from mossjax.infer import sampling
 from mossjax.infer.chat import Chat
 from mossjax.infer.sampling import Channel, Settings, row_keys
+from mossjax.infer.speech_decoder import SpeechDecoder
+from mossjax.models.flow.config import FlowConfig
 from mossjax.models.lm import dialogue, machine
 from mossjax.models.lm.dialogue import SystemPrompts, Turn, build_prompt
-from tests.tiny_chat import CONTROL, WORDS, decode, encode, tokenizer_json, write_model
+from tests.tiny_chat import CONFIG, CONTROL, WORDS, decode, encode, tokenizer_json, write_model
 
 HELLO = [Turn('user', 'hello you')]
 
@@ -102,3 +108,41 @@ def test_upstream_rules_and_style(model):
     assert chat.style.prompts == dialogue.PROCESSOR_PROMPTS
     reply = chat.reply(HELLO, 'text')
     assert len(reply.codes) == 0 and reply.wav is None
+
+
+@pytest.fixture(scope='module')
+def codec_dir(golden, tmp_path_factory):
+    """The small golden speech tokenizer (64 codes) and flow decoder (97)."""
+    folder = tmp_path_factory.mktemp('codec')
+    source = golden('tokenizer')
+    shutil.copy(source / 'small_config.json', folder / 'config.json')
+    shutil.copy(source / 'preprocessor_config.json', folder)
+    shutil.copy(source / 'small_model.safetensors', folder / 'model.safetensors')
+    config = FlowConfig(
+        vocab_size=97, input_size=64, width=64, heads=4, ff_width=128, blocks=2, up_blocks=2,
+        channels=32, head_dim=16, estimator_heads=4, transformers=2, mid_blocks=2,
+    )  # fmt: skip
+    tensors = golden('decoder/flow_state.safetensors')
+    params = to_params(flow_rules(), tensors.__getitem__, flow_network(config).shapes)
+    save_flow(folder, config, params)
+    return folder
+
+
+def test_speech_to_speech_with_a_real_codec(golden, codec_dir, tmp_path):
+    config = dataclasses.replace(CONFIG, audio_vocab_size=66, eosp_token_id=64)
+    write_model(tmp_path / 'm', config=config)
+    chat = Chat.open(tmp_path / 'm', codec_dir)
+    vectors = golden('tokenizer/small_speech_cn.npz')
+    wav = (vectors['wav0_i16'] / 32768).astype(np.float32)
+    reply = chat.reply([Turn('user', wav)], 'audio')
+    heard = reply.prompt[reply.prompt[:, 0] == 13, 1]
+    np.testing.assert_array_equal(heard, [*vectors['tokens0'], 64])  # upstream's codes
+    assert len(reply.codes) >= 3 and reply.wav.shape == (1920 * len(reply.codes),)
+    np.testing.assert_allclose(
+        reply.wav, SpeechDecoder.open(codec_dir).decode(reply.codes), atol=1e-5
+    )
+
+
+def test_a_codec_of_another_model_is_refused(model, codec_dir):
+    with pytest.raises(InputError, match='64 codes, the decoder 97, the language model 10'):
+        Chat.open(model, codec_dir)
