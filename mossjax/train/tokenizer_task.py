@@ -205,7 +205,10 @@ class TokenizerTask:
         commitment = jnp.where(on, self.commitment(p, q, mask), 0.0)
         square = quantizer.masked_mean(jnp.mean(jnp.square(p), axis=-1), mask)
         total = scale * commitment + self.penalty * square
-        metrics = {'commitment': scale * commitment, 'variance': quantizer.variance(p, mask)}
+        metrics = {
+            'commitment': scale * commitment, 'variance': quantizer.variance(p, mask),
+            'audio_seconds': jnp.sum(mask) * (self.config.stride / mel.RATE),
+        }
         for name, objective in self.objectives.items():
             value, more = objective.loss(model.heads[name], hidden, labels, mask)
             total += objective.weight * value
@@ -263,4 +266,4 @@ def _usage_metrics(ids: jax.Array, mask: jax.Array, codes: int) -> dict:
     active = jnp.sum(share > 0)
     share = share / jnp.maximum(jnp.sum(share), 1.0)
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))
-    return {'active_codes': active, 'perplexity': jnp.exp(entropy)}
+    return {'active_codes': active.astype(jnp.float32), 'perplexity': jnp.exp(entropy)}

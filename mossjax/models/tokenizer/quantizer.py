@@ -37,7 +37,7 @@ def from_codes(codes: jax.Array) -> Codebook:
 
 def distances(p: jax.Array, codes: jax.Array) -> jax.Array:
     """Squared Euclidean distances (..., v) of p (..., d) to codes (v, d), in float32."""
-    p, codes = p.astype(jnp.float32), codes.astype(jnp.float32)
+    p, codes = jnp.asarray(p, jnp.float32), jnp.asarray(codes, jnp.float32)
     squares = jnp.sum(jnp.square(p), axis=-1, keepdims=True)
     return jnp.sum(jnp.square(codes), axis=-1) + squares - 2.0 * (p @ codes.T)
 
@@ -161,7 +161,7 @@ def start_codebook(
     n, d = vectors.shape
     if n < codes:
         raise ValueError(f'{codes} codes cannot start from {n} vectors')
-    vectors = vectors.astype(jnp.float32)
+    vectors = jnp.asarray(vectors, jnp.float32)
     everywhere = jnp.ones(n, bool)
 
     def assign(centres):
