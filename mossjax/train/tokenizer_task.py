@@ -194,12 +194,15 @@ class TokenizerTask:
         keys = jax.random.split(key, 4)
         model = self.network.bind(params)
         features, mask, labels = self.inputs(self.config, batch, keys[0])
-        p = model.encoder(features)
+        # Codebook and commitment stay float32 where the network computes in bfloat16.
+        vectors = model.encoder(features)
+        p = vectors.astype(jnp.float32)
         on = extra['step'] >= self.warmup
         book = self._started(extra, keys[1])
         ids = quantizer.nearest(jax.lax.stop_gradient(p), book.codes)
-        q = book.codes[ids].astype(p.dtype)
-        hidden = model.upper(jnp.where(on, quantizer.straight_through(p, q), p))
+        q = book.codes[ids]
+        chosen = jnp.where(on, quantizer.straight_through(p, q), p)
+        hidden = model.upper(chosen.astype(vectors.dtype))
 
         scale = self.config.commitment * self.config.loss_scale
         commitment = jnp.where(on, self.commitment(p, q, mask), 0.0)

@@ -232,6 +232,22 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(short['codebook'].codes, long['codebook'].codes, atol=1e-5)
 
 
+def test_bfloat16_network_keeps_a_float32_codebook():
+    task = from_nothing(warmup=0, inputs=tokenizer_task.plain)
+    params = task.network.init(jax.random.key(0))
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    extra = task.init_extra(params)
+    assert task.network.bind(low).encoder(jnp.zeros((1, 8, TINY.mels))).dtype == jnp.bfloat16
+    loss = jax.jit(task.loss)
+    (a, (_, exact)), (b, (metrics, rough)) = (
+        loss(p, extra, task.batch(0), jax.random.key(0)) for p in (params, low)
+    )
+    assert all(x.dtype == jnp.float32 for x in (b, *metrics.values()))
+    assert rough['codebook'].codes.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, rtol=0.03)
+    np.testing.assert_allclose(exact['codebook'].count.sum(), rough['codebook'].count.sum())
+
+
 def test_ctc_against_enumeration():
     """Two symbols and blank over three frames: sum over all paths that collapse to the target."""
     import itertools

@@ -96,7 +96,7 @@ class SpeechEncoder(nnx.Module):
 
     def stages(self, mel: jax.Array) -> dict[str, jax.Array]:
         """All intermediate results, for comparison with other implementations."""
-        conv1 = self.conv1(mel)
+        conv1 = self.conv1(mel.astype(self.conv1.kernel.dtype))
         conv2 = self.conv2(gelu(conv1))
         embedded = self.positions(gelu(conv2))
         last, outputs = causal_layers(self.layers, embedded, remat=self.remat)
