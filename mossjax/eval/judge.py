@@ -5,9 +5,11 @@ might be said (the questions, other words). The second branch is what makes the 
 something: with the answers alone, every spoken sentence comes back as some answer, so that a
 model which parrots the question scores by luck.
 
-Three settings are deliberate. The beams are pocketsphinx's own (wider ones hear worse), the
-grammar has no optional parts, and the running cepstral mean is put back to its first value before
-each recording, so that a verdict does not depend on what was judged before.
+Four settings are deliberate. The beams are pocketsphinx's own (wider ones hear worse), the
+grammar has no optional parts, the running cepstral mean is put back to its first value before
+each recording, so that a verdict does not depend on what was judged before, and the silence
+around the speech is cut to one length: the mean is taken over it too, and 0.4 s more of it cost
+up to four answers in a hundred.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from mossjax.ops.resample import resample
 
 RATE = 16_000
 PEAK = 12_000  # of int16; levels the recordings
-PADDING = 0.2  # seconds of faint noise on both sides, so that the recogniser finds its silence
+QUIET = 0.15  # seconds of the recording kept before and after the speech in it
+PADDING = 0.05  # seconds of faint noise on both sides, so that the recogniser finds its silence
+FLOOR = 0.01  # of the loudest 10 ms; what is below at the ends is no speech
 SENTENCE = 'the answer is {}'
 BATCH = 64  # below this many recordings a second process costs more than it brings
 
@@ -78,7 +82,10 @@ class Judge:
         return self._sentences.get(self.hear(wav, rate))
 
     def answers_of(self, wavs: Iterable[np.ndarray], rate: int) -> list[str | None]:
-        """`answer` for many recordings, in two processes when there are enough of them."""
+        """`answer` for many recordings, in two processes when there are enough of them.
+
+        The processes import the calling script anew: it needs its `__main__` guard.
+        """
         wavs = list(wavs)
         workers = min(2, os.cpu_count() or 1)
         if len(wavs) < BATCH or workers < 2:
@@ -171,6 +178,17 @@ def _prepare(wav: np.ndarray, rate: int) -> np.ndarray | None:
     peak = np.abs(samples).max(initial=0.0)
     if peak < 1e-4:  # raising silence to full level would only amplify rounding
         return None
+    samples = _trim(samples)
     noise = np.random.default_rng(0).normal(0.0, 3.0, 2 * int(PADDING * RATE))
     before, after = np.split(noise, 2)
     return np.concatenate([before, samples * (PEAK / peak), after]).round().astype(np.int16)
+
+
+def _trim(samples: np.ndarray) -> np.ndarray:
+    """Keeps QUIET seconds before and after the part louder than FLOOR."""
+    size = RATE // 100
+    whole = np.pad(samples, (0, -len(samples) % size)).reshape(-1, size)
+    loudness = np.sqrt(np.mean(whole**2, axis=1))
+    loud = np.flatnonzero(loudness > FLOOR * loudness.max())
+    kept = round(QUIET * RATE)
+    return samples[max(0, loud[0] * size - kept) : (loud[-1] + 1) * size + kept]

@@ -63,6 +63,13 @@ def test_any_rate_level_and_type(judge, clip):
     assert judge.answer((wav * 32767).astype(np.int16), 16_000) == 'twelve'
 
 
+@pytest.mark.parametrize('before,after', [(0, 16_000), (8_000, 0), (16_000, 24_000)])
+def test_silence_around_the_speech_changes_nothing(judge, clip, before, after):
+    for name in ANSWERS:
+        wav = np.pad(clip(name), (before, after))
+        assert judge.answer(wav, 16_000) == ANSWERS[name]
+
+
 def test_a_verdict_does_not_depend_on_what_was_heard_before(judge, clip):
     first = [judge.hear(clip(name), 16_000) for name in ANSWERS]
     judge.hear(np.concatenate([clip('question_awb')] * 3), 16_000)

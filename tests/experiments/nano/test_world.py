@@ -26,7 +26,7 @@ def test_arithmetic_is_right(nano):
     signs = {'plus': 1, 'minus': -1}
     checked = 0
     for fact in nano.facts:
-        *_, a, sign, b = fact.question.split()
+        a, sign, b = ['', *fact.question.split()][-3:]
         if sign in signs:
             assert number[a] + signs[sign] * number[b] == number[fact.answer]
             checked += 1
@@ -66,7 +66,7 @@ def test_same_seed_same_split_and_it_is_stored(nano, tmp_path):
 
 
 def test_a_spoilt_split_is_refused(nano, tmp_path):
-    with pytest.raises(InputError, match='sums'):
+    with pytest.raises(InputError, match='withholds 0 of'):
         world.check_split(dataclasses.replace(f, spoken=True) for f in nano.facts)
     # 'madrid' answers one fact only: never speaking it would make the fact unanswerable.
     swap = next(f for f in nano.never_spoken if f.family == 'countries').id
