@@ -1,0 +1,208 @@
+"""Tokenizer and decoder runs from their configs; see `train.tasks`."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+
+import jax
+import ml_collections
+import numpy as np
+
+from mossjax.data import speech
+from mossjax.data.clips import Clips, clips_in_memory, clips_on_disk
+from mossjax.data.codes import CodesStore
+from mossjax.data.labels import Inventory
+from mossjax.data.manifest import Recording, read_recordings
+from mossjax.errors import InputError
+from mossjax.models.flow.config import Context, FlowConfig
+from mossjax.models.flow.loss import flow_loss, mu_loss
+from mossjax.models.tokenizer import quantizer
+from mossjax.models.tokenizer.config import TokenizerConfig
+from mossjax.train import flow_task, starts, tokenizer_task
+from mossjax.train.config import options
+from mossjax.train.flow_task import FlowTask
+from mossjax.train.starts import Run
+from mossjax.train.tokenizer_task import TokenizerTask
+
+CLIPS = {'memory': clips_in_memory, 'disk': clips_on_disk}
+COMMITMENT = {
+    'absolute': quantizer.absolute_commitment, 'relative': quantizer.relative_commitment
+}  # fmt: skip
+INPUTS = {'distorted': tokenizer_task.distorted, 'plain': tokenizer_task.plain}
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechData:
+    """`data` of a tokenizer or decoder run.
+
+    Attributes:
+      manifest: JSONL of recordings (`data.manifest`).
+      seconds: padded audio in a global batch.
+      only: manifest key -> allowed values, e.g. {'speaker': ['slt']}; all recordings by default.
+      weights: value of the manifest key `kind` -> appearances in an epoch, 1 if not listed.
+      buckets: padded lengths, so compilations.
+      room: seconds kept free behind each recording, for distortions that delay it (tokenizer).
+      keep: 'memory' or 'disk'.
+      inventory: labels of the tokenizer's targets; made from the manifest and written there if
+        the file does not exist.
+      codes: codes store of the recordings (decoder).
+    """
+
+    manifest: str
+    seconds: float
+    only: Mapping[str, list] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    buckets: int = 4
+    room: float = 0.0
+    keep: str = 'memory'
+    inventory: str = ''
+    codes: str = ''
+
+    def recordings(self) -> list[Recording]:
+        found = [
+            r for r in read_recordings(self.manifest)
+            if all(_value(r, key) in allowed for key, allowed in self.only.items())
+        ]
+        if not found:
+            raise InputError(
+                f'{self.manifest}: no recording passes config.data.only = {dict(self.only)}'
+            )
+        return found
+
+    def clips(self, rate: int) -> Clips:
+        return _choose(CLIPS, self.keep, 'data.keep')(self.recordings(), rate)
+
+    def batching(self, seed: int) -> dict:
+        """Keyword arguments that both kinds of batches take."""
+        return {
+            'seconds': self.seconds, 'seed': seed, 'buckets': self.buckets,
+            'weight': speech.by_key('kind', dict(self.weights)),
+            'rows_multiple': jax.device_count(),
+            'host': speech.Host(jax.process_index(), jax.process_count()),
+        }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerLoss:
+    """`loss` of a tokenizer run, see `train.tokenizer_task`.
+
+    Attributes:
+      ctc, frames: weights of the objectives on phones or characters.
+      commitment: 'absolute' (upstream, from a trained encoder) or 'relative' (from nothing).
+      penalty: weight of the mean square of the vectors.
+      warmup: steps without a codebook. remembered: steps whose vectors then start it.
+      threshold: see TokenizerTask.
+      inputs: 'distorted' or 'plain'.
+    """
+
+    ctc: float = 0.0
+    frames: float = 0.0
+    commitment: str = 'absolute'
+    penalty: float = 0.0
+    warmup: int = 0
+    remembered: int = 32
+    threshold: float = 0.1
+    inputs: str = 'distorted'
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowLoss:
+    """`loss` of a decoder run.
+
+    Attributes:
+      objective: 'flow', or 'mu' for the encoder's warm start.
+      mu_weight: of mu's distance from the mel beside the flow loss.
+      chunk: codes per block of the attention mask (streaming); 0 sees everything.
+      scaled: start from weights that know the mel's scale (small networks).
+    """
+
+    objective: str = 'flow'
+    mu_weight: float = 0.0
+    chunk: int = 0
+    scaled: bool = False
+
+
+def tokenizer(config: ml_collections.ConfigDict) -> Run:
+    """A tokenizer run; `model` has the fields of TokenizerConfig."""
+    data = options(config.data, SpeechData, 'data')
+    loss = options(config.loss, TokenizerLoss, 'loss')
+    model = options(config.model, TokenizerConfig, 'model')
+    clips = data.clips(16_000)
+    inventory = _inventory(data, clips)
+    batches = speech.TokenizerBatches(
+        clips, inventory, room=data.room, **data.batching(config.seed)
+    )
+    task = TokenizerTask(
+        model,
+        batches.batch,
+        tokenizer_task.objectives(ctc=loss.ctc, frames=loss.frames, phones=len(inventory)),
+        inputs=_choose(INPUTS, loss.inputs, 'loss.inputs'),
+        commitment=_choose(COMMITMENT, loss.commitment, 'loss.commitment'),
+        penalty=loss.penalty,
+        warmup=loss.warmup,
+        remembered=loss.remembered,
+        threshold=loss.threshold,
+    )
+    return Run(task, starts.from_workdir(config.init_from))
+
+
+def flow(config: ml_collections.ConfigDict) -> Run:
+    """A decoder run; `model` has the fields of FlowConfig."""
+    data = options(config.data, SpeechData, 'data')
+    loss = options(config.loss, FlowLoss, 'loss')
+    model = options(config.model, FlowConfig, 'model')
+    if not data.codes:
+        raise InputError('config.data.codes is not set; tokenize the recordings and name the file')
+    clips = data.clips(24_000)
+    batches = speech.DecoderBatches(
+        clips, CodesStore.open(data.codes), **data.batching(config.seed)
+    )
+    objectives = {
+        'flow': functools.partial(flow_loss, mu_weight=loss.mu_weight), 'mu': mu_loss
+    }  # fmt: skip
+    task = FlowTask(
+        model,
+        batches.batch,
+        objective=_choose(objectives, loss.objective, 'loss.objective'),
+        context=Context(chunk=loss.chunk or None),
+        statistics=mel_statistics(batches, model) if loss.scaled else None,
+    )
+    return Run(task, starts.from_workdir(config.init_from))
+
+
+def mel_statistics(
+    batches: speech.DecoderBatches, config: FlowConfig, count: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, std) per mel bin over the codes of a few batches."""
+    frames = []
+    for step in range(count):
+        batch = batches.batch(step)
+        mel = np.asarray(flow_task.aligned_mel(batch['audio'], batch['codes'].shape[1], config))
+        frames += [
+            row[: n * config.ratio] for row, n in zip(mel, batch['code_lengths'], strict=True)
+        ]
+    frames = np.concatenate(frames)
+    return frames.mean(axis=0), frames.std(axis=0)
+
+
+def _inventory(data: SpeechData, clips: Clips) -> Inventory:
+    if not data.inventory:
+        return Inventory.of(clips.recordings)
+    try:
+        return Inventory.open(data.inventory)
+    except InputError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+    inventory = Inventory.of(clips.recordings)
+    inventory.save(data.inventory)
+    return inventory
+
+
+def _value(recording: Recording, key: str):
+    return recording.speaker if key == 'speaker' else recording.extra.get(key)
+
+
+def _choose(table: Mapping, name: str, where: str):
+    if name not in table:
+        raise InputError(f'config.{where} is {name!r}; choose one of {", ".join(table)}')
+    return table[name]

@@ -1,0 +1,122 @@
+"""From the config of a run to its task and its starting point, for each network.
+
+`model`, `data` and `loss` of a config (`train.config`) are read by the dataclasses below and in
+`train.codec_tasks`, named after the network: what is documented there is what may be set.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from mossjax.convert.directories import read_json
+from mossjax.data.builder import open_rows
+from mossjax.data.pipeline import RowBatches
+from mossjax.errors import InputError
+from mossjax.models.lm.config import LMConfig
+from mossjax.models.lm.text import TextTokenizer
+from mossjax.nn.remat import remat
+from mossjax.nn.splash import splash
+from mossjax.ops.attention import attention
+from mossjax.train import codec_tasks, starts
+from mossjax.train.config import options
+from mossjax.train.lm_task import LMTask
+from mossjax.train.starts import Run
+
+ATTENTION = {'reference': attention, 'splash': splash}
+
+
+@dataclasses.dataclass(frozen=True)
+class LMModel:
+    """`model` of a language model run.
+
+    Attributes:
+      config: a Hugging Face directory (its config.json is read), or 'released' (9.1 B).
+      tokenizer: directory of tokenizer.json; with it the loss of replies is logged by itself.
+      attention: 'reference', or 'splash' on TPU.
+      remat: 'none', 'attention' or 'full', see `nn.remat`.
+    """
+
+    config: str
+    tokenizer: str = ''
+    attention: str = 'reference'
+    remat: str = 'none'
+
+    def read(self) -> LMConfig:
+        if self.config == 'released':
+            return LMConfig.released()
+        path = Path(self.config) / 'config.json'
+        return LMConfig.from_hf(read_json(path), where=str(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class LMData:
+    """`data` of a language model run.
+
+    Attributes:
+      rows: name -> directory of packed rows (`data.builder`).
+      weights: name -> share of the rows of a batch.
+      batch_size: rows of a global batch.
+    """
+
+    rows: Mapping[str, str]
+    weights: Mapping[str, float]
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LMLoss:
+    """`loss` of a language model run, see `models.lm.loss.loss`."""
+
+    text_weight: float = 1.0
+    audio_weight: float = 1.0
+    chunk: int = 2048
+
+
+def lm_task(config, batches: Callable[[int], dict]) -> LMTask:
+    """The task of a language model config on given batches (planning needs no data)."""
+    model = options(config.model, LMModel, 'model')
+    if model.attention not in ATTENTION:
+        known = ', '.join(ATTENTION)
+        raise InputError(f'config.model.attention is {model.attention!r}; choose one of {known}')
+    reply = None
+    if model.tokenizer:
+        tokenizer = TextTokenizer.open(model.tokenizer)
+        reply = (tokenizer.im_start, tokenizer.encode_plain('assistant')[0])
+    return LMTask(
+        model.read(), batches, attend=ATTENTION[model.attention], remat=remat(model.remat),
+        reply=reply, **dataclasses.asdict(options(config.loss, LMLoss, 'loss')),
+    )  # fmt: skip
+
+
+def _language_model(config) -> Run:
+    data = options(config.data, LMData, 'data')
+    sources = {name: open_rows(directory) for name, directory in data.rows.items()}
+    batches = RowBatches(
+        sources, data.batch_size, config.seed, weights=dict(data.weights),
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    task = lm_task(config, batches.batch)
+    return Run(task, starts.language_model(
+        config.init_from, task.config, task.network, config.seed
+    ))
+
+
+FACTORIES: dict[str, Callable[..., Run]] = {
+    'lm': _language_model,
+    'tokenizer': codec_tasks.tokenizer,
+    'flow': codec_tasks.flow,
+}
+
+
+def make(config) -> Run:
+    """The task of a checked config (`train.config.check`).
+
+    Raises:
+      InputError: an unknown task, an unknown or missing option, data that is not there.
+    """
+    if config.task not in FACTORIES:
+        known = ', '.join(FACTORIES)
+        raise InputError(f'config.task is {config.task!r}; choose one of {known}')
+    return FACTORIES[config.task](config)
