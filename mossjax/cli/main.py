@@ -18,6 +18,7 @@ from mossjax.cli.common import flag_help
 from mossjax.errors import InputError
 
 COMMANDS = {
+    'demo': 'the tour: the shipped nano model answers spoken questions, a judge listens',
     'tokenize': 'recordings to speech codes, one JSON line a file',
     'chat': 'one question, or a dialogue, answered in speech or text',
 }

@@ -25,7 +25,8 @@ class SpeechTokenizer:
 
     def __init__(self, config: TokenizerConfig, params: dict):
         self.config = config
-        self.params = jax.tree.map(jnp.asarray, params)
+        # Weights may be stored in half the bytes; ids are validated in float32 only.
+        self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         self._network = tokenizer_network(config)
         self._run = jax.jit(self._ids)
 

@@ -1,0 +1,331 @@
+"""Packs a finished run into the directory that the demo runs on: the same bytes each time.
+
+    python -m experiments.nano.ship --lm runs/nano/lm --codec runs/nano/codec \
+        --recordings runs/nano/recordings --report runs/nano/report.json
+
+Layout: see `mossjax.infer.assets`. The language model is stored in bfloat16, the codec in
+--codec_dtype; the demo computes in float32 from what is stored, so its table is about the shipped
+weights. Recordings are drawn at random (--seed): questions of spoken facts at the rates that no
+training heard, questions of never-spoken facts, both dealt to all voices in turn, and the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import json
+from pathlib import Path
+import random
+import re
+import shutil
+
+from absl import flags
+import jax
+import numpy as np
+
+from experiments.nano import render
+from experiments.nano import world as worlds
+from experiments.nano.ogg import QUALITY, encode
+from experiments.nano.script import start
+from mossjax.convert.codec_flow import open_flow, save_flow
+from mossjax.convert.codec_tokenizer import open_tokenizer, save_tokenizer
+from mossjax.convert.directories import new_directory, open_lm, read_json, save_lm
+from mossjax.errors import InputError
+from mossjax.infer.assets import CODEC_FILES, HELDOUT, LM_FILES, NEVER_SPOKEN, Clip, sha256
+from mossjax.models.lm.dialogue import SystemPrompts
+
+LIMIT = 12_000_000  # bytes, all files together
+CODEC_DTYPES = ('float32', 'float16', 'bfloat16')
+OUT = 'mossjax/assets/nano'
+LICENCE = '/usr/share/doc/flite/copyright'
+NOTICE = """\
+The nano checkpoint of mossjax
+==============================
+
+Weights (lm/, codec/): trained from nothing by this project on the recordings described below;
+Apache-2.0, like the code (see LICENSE).
+
+Recordings (recordings/): synthetic speech, no person was recorded for it. Made by flite
+({flite}) with its voices {voices}:
+
+    flite -voice VOICE --setf duration_stretch=RATE -t TEXT -o FILE
+
+16 kHz, one channel, stored as Ogg Vorbis of quality {quality:.1f}; recordings/index.json gives
+voice, rate and text of each. Licence of flite and its voices:
+
+{licence}
+
+SHA-256 of all files
+--------------------
+
+{hashes}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where the parts of a finished run are."""
+
+    lm: Path
+    codec: Path
+    recordings: Path
+    report: Path
+
+
+def pack(
+    run: Run, out: Path, *, flite: str, licence: str, questions: int = 132, never_spoken: int = 48,
+    seed: int = 0, codec_dtype: str = 'float32', limit: int = LIMIT,
+) -> dict[str, int]:
+    """Writes `out`, whole or not at all.
+
+    Args:
+      flite: the version that spoke. licence: its text.
+      questions, never_spoken: how many of each to take along.
+      codec_dtype: of the stored tokenizer and flow decoder.
+      limit: bytes of all files together.
+
+    Returns:
+      bytes of each file.
+
+    Raises:
+      InputError: the run is incomplete (all that is missing is named), its parts do not fit their
+        configurations, `out` is not empty, or it would be larger than `limit`.
+    """
+    check_complete(run)
+    report = check_report(run.report)
+    world = worlds.World.load(run.recordings / 'world.json')
+    drawn = draw(world, run.recordings, questions, never_spoken, seed)
+    with new_directory(out) as folder:
+        _write_lm(run.lm, folder / 'lm')
+        _write_codec(run.codec, folder / 'codec', codec_dtype)
+        _write_recordings(drawn, run.recordings, folder / 'recordings')
+        shutil.copyfile(run.recordings / 'world.json', folder / 'world.json')
+        (folder / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
+        _write_notice(folder, flite, licence)
+        sizes = {name: (folder / name).stat().st_size for name in _names(folder)}
+        _check_size(sizes, limit)
+    return sizes
+
+
+# ------------------------------------------------------------------------- what must be there
+
+
+def check_complete(run: Run) -> None:
+    """Raises InputError that names every missing file of the run."""
+    needed = [run.lm / name for name in LM_FILES]
+    needed += [run.codec / name for name in CODEC_FILES]
+    needed += [run.recordings / 'world.json', run.report]
+    needed += [run.recordings / split / 'manifest.jsonl' for split in render.SPLITS]
+    missing = [str(path) for path in needed if not path.is_file()]
+    if missing:
+        raise InputError(f'the run is not finished, it lacks {", ".join(missing)}')
+    if 'system_prompts' not in read_json(run.lm / 'generation_config.json'):
+        raise InputError(
+            f'{run.lm / "generation_config.json"} has no system_prompts; add those the model was '
+            'trained with, it does not know the ones of the released model'
+        )
+
+
+def check_report(path: Path) -> dict:
+    """The report of the run, if it has stages and names no path of this machine."""
+    report = read_json(path)
+    stages = report.get('stages')
+    if not isinstance(stages, list) or not all(
+        isinstance(stage, dict) and 'name' in stage for stage in stages
+    ):
+        raise InputError(
+            f'{path}: "stages" must be a list of objects with a name; write the report anew'
+        )
+    named = sorted(set(re.findall(r'"(/[\w.-]+/[^"]*)"', json.dumps(report))))
+    if named:
+        raise InputError(
+            f'{path} names paths of this machine ({", ".join(named[:3])}); write them relative to '
+            'the run'
+        )
+    return report
+
+
+def _check_size(sizes: dict[str, int], limit: int) -> None:
+    total = sum(sizes.values())
+    if total > limit:
+        parts: dict[str, int] = {}
+        for name, size in sizes.items():
+            part = name if name.endswith('.safetensors') else name.split('/')[0]
+            parts[part] = parts.get(part, 0) + size
+        largest = sorted(parts.items(), key=lambda item: -item[1])[:4]
+        listed = ', '.join(f'{name} {size / 1e6:.2f} MB' for name, size in largest)
+        raise InputError(
+            f'{total / 1e6:.2f} MB, the limit is {limit / 1e6:.2f} MB ({listed}); take fewer '
+            'questions, --codec_dtype float16, or a smaller model'
+        )
+
+
+# --------------------------------------------------------------------------------- recordings
+
+
+def draw(
+    world: worlds.World, recordings: Path, questions: int, never_spoken: int, seed: int
+) -> list[dict]:
+    """Manifest lines of what to take along, with their `split`.
+
+    Raises:
+      InputError: fewer facts than asked for, or a recording that the manifests do not list.
+    """
+    rng = random.Random(seed)
+    chosen = []
+    for split, facts, count in (
+        (HELDOUT, world.spoken, questions),
+        (NEVER_SPOKEN, world.never_spoken, never_spoken),
+    ):
+        if count > len(facts):
+            raise InputError(f'{count} questions of {split} wanted, the world has {len(facts)}')
+        lines = {
+            (r['fact'], r['speaker']): r
+            for r in render.read_lines(recordings / split / 'manifest.jsonl')
+            if r['rate'] == render.HELDOUT_RATES[r['speaker']]
+        }
+        asked = spread([fact.id for fact in facts], [fact.family for fact in facts], count, rng)
+        dealt = [(fact, render.VOICES[i % len(render.VOICES)]) for i, fact in enumerate(asked)]
+        rng.shuffle(dealt)  # so that the first few are a fair sample too
+        for fact, voice in dealt:
+            if (fact, voice) not in lines:
+                raise InputError(
+                    f'{recordings / split}: fact {fact} is not rendered in voice {voice} at its '
+                    'held-out rate; render anew'
+                )
+            chosen.append({**lines[fact, voice], 'split': split})
+    lines = render.read_lines(recordings / 'train' / 'manifest.jsonl')
+    said = {r['text'].split()[-1]: r for r in lines if r['kind'] == 'answer'}
+    unsaid = sorted(set(world.answers) - set(said))
+    if unsaid:
+        raise InputError(
+            f'{recordings / "train"}: no recording answers {", ".join(unsaid)}; render anew'
+        )
+    return chosen + [{**said[word], 'split': 'train'} for word in world.answers]
+
+
+def spread(
+    items: Sequence[int], groups: Sequence[str], count: int, rng: random.Random
+) -> list[int]:
+    """`count` of the items at random, each group in proportion, in random order within a group."""
+    order = list(range(len(items)))
+    rng.shuffle(order)
+    order.sort(key=lambda i: groups[i])  # stable: random inside a group
+    return [items[order[i * len(order) // count]] for i in range(count)]
+
+
+def _write_recordings(drawn: list[dict], recordings: Path, out: Path) -> None:
+    clips = []
+    for line in drawn:
+        kind, split = line['kind'], line['split']
+        stem = f'{line["fact"]:04d}_{line["speaker"]}' if kind == 'question' else (
+            line['text'].split()[-1]
+        )
+        name = f'{split if kind == "question" else kind}/{stem}.ogg'
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(recordings / split / line['audio'], serial=len(clips)))
+        clips.append(
+            Clip(
+                name, kind, split, line['text'], line['speaker'], line['rate'], line['fact'],
+                line['seconds'], sha256(path),
+            )
+        )  # fmt: skip
+    lines = ',\n'.join(json.dumps(dataclasses.asdict(clip)) for clip in clips)
+    (out / 'index.json').write_text(f'{{"recordings": [\n{lines}\n]}}\n')
+
+
+# ------------------------------------------------------------------------------------ weights
+
+
+def _write_lm(source: Path, out: Path) -> None:
+    config, params = open_lm(source, 'bfloat16')
+    SystemPrompts.of(read_json(source / 'generation_config.json'))
+    copied = [name for name in LM_FILES if name not in ('config.json', 'model.safetensors')]
+    save_lm(out, config, params, files={name: source / name for name in copied})
+
+
+def _write_codec(source: Path, out: Path, dtype: str) -> None:
+    def stored(params):
+        return jax.tree.map(lambda x: np.asarray(x).astype(dtype), params)
+
+    config, params = open_tokenizer(source)
+    save_tokenizer(out, config, stored(params))
+    config, params = open_flow(source)
+    save_flow(out, config, stored(params))
+
+
+# ------------------------------------------------------------------------------------- NOTICE
+
+
+def flite_version() -> str:
+    """What flite says of itself.
+
+    Raises:
+      InputError: flite is missing or says nothing of the kind.
+    """
+    printed = render._run(['flite', '--version'])
+    found = re.search(r'version:\s*(\S.*?)\s*$', printed, re.MULTILINE)
+    if found is None:
+        raise InputError(f'flite --version says no version: {printed!r}; {render.INSTALL}')
+    return found[1]
+
+
+def flite_licence(path: str | Path) -> str:
+    """The licence of flite's own files and voices, from the package's copyright file.
+
+    Raises:
+      InputError: no such file, or no such section.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f'{path} does not exist; give the copyright file of the flite package')
+    found = re.search(
+        r'All other files are under following license:\n=+\n(.*?SOFTWARE\.)', path.read_text(),
+        re.DOTALL,
+    )
+    if found is None:
+        raise InputError(f'{path} has no section on "All other files"; give the one of flite 2.2')
+    lines = [line.expandtabs(4).rstrip() for line in found[1].strip().splitlines()]
+    return '\n'.join(f'    {line}'.rstrip() for line in lines)
+
+
+def _write_notice(folder: Path, flite: str, licence: str) -> None:
+    hashes = '\n'.join(f'{sha256(folder / name)}  {name}' for name in _names(folder))
+    text = NOTICE.format(
+        flite=flite, voices=', '.join(render.VOICES), quality=QUALITY, licence=licence,
+        hashes=hashes,
+    )  # fmt: skip
+    (folder / 'NOTICE').write_text(text)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file())
+
+
+def main() -> None:
+    given = flags.FLAGS
+    run = Run(*map(Path, (given.lm, given.codec, given.recordings, given.report)))
+    sizes = pack(
+        run, Path(given.out), flite=flite_version(), licence=flite_licence(given.licence),
+        questions=given.questions, never_spoken=given.never_spoken, seed=given.seed,
+        codec_dtype=given.codec_dtype,
+    )  # fmt: skip
+    for name, size in sizes.items():
+        if not name.endswith('.ogg'):
+            print(f'{size:10,d}  {name}')
+    print(f'{sum(sizes.values()):10,d}  in {len(sizes)} files under {given.out}')
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('lm', None, 'language model directory', required=True)
+    flags.DEFINE_string('codec', None, 'codec directory', required=True)
+    flags.DEFINE_string('recordings', None, 'output of experiments.nano.render', required=True)
+    flags.DEFINE_string('report', None, 'report.json of the run', required=True)
+    flags.DEFINE_string('out', OUT, 'directory to write; must not exist')
+    flags.DEFINE_string('licence', LICENCE, 'copyright file of the flite package')
+    flags.DEFINE_integer('questions', 132, 'held-out questions to ship', lower_bound=100)
+    flags.DEFINE_integer('never_spoken', 48, 'never-spoken questions to ship', lower_bound=1)
+    flags.DEFINE_integer('seed', 0, 'of the draw')
+    flags.DEFINE_enum('codec_dtype', 'float32', CODEC_DTYPES, 'of the stored codec')
+    start(main)

@@ -1,0 +1,77 @@
+"""the tour: the shipped nano checkpoint answers spoken and written questions.
+
+  mossjax demo [--out DIR]
+
+Opens the nano checkpoint that comes with the package, in the file layout of the released one, and
+asks it questions in voices and at rates that no training used: speech or text in, speech or text
+out, always the likeliest token. An independent recogniser listens to the spoken answers. Printed
+beside the scores: what it makes of recorded answers, of the same after speech codes and back, of
+answers dealt to the wrong questions, of silence, and of the questions themselves; and the same
+four modes for facts that no training audio ever asked about.
+
+Writes demo.json (every single answer, all figures, versions, hashes of the weights), demo.png
+(questions and answers with their codes) and wav files. Needs the extra [eval]; no network.
+
+Examples:
+  mossjax demo
+  mossjax demo --out demo-output --questions 20
+  mossjax demo --check
+"""
+
+import pathlib
+
+from absl import flags
+
+from mossjax.errors import InputError
+
+FLAGS = flags.FlagValues()
+_OUT = flags.DEFINE_string(
+    'out', 'demo-output', 'Folder to write to; files of the same names are replaced.',
+    flag_values=FLAGS,
+)
+_QUESTIONS = flags.DEFINE_integer(
+    'questions', None, 'Questions to ask of each kind of fact instead of all. With fewer than 100 '
+    'the gates are not judged.', flag_values=FLAGS,
+)  # fmt: skip
+_ASSETS = flags.DEFINE_string(
+    'assets', None, 'Directory of another packed checkpoint (experiments.nano.ship writes one).',
+    flag_values=FLAGS,
+)
+_CHECK = flags.DEFINE_bool(
+    'check', False, 'End with exit code 1 unless every gate is met.', flag_values=FLAGS
+)
+
+
+def main(args: list[str]) -> int | None:
+    if args:
+        raise InputError(f'stray argument {args[0]!r}; --out names the folder to write to')
+    if _QUESTIONS.value is not None and _QUESTIONS.value < 1:
+        raise InputError(f'--questions {_QUESTIONS.value}: ask at least one')
+    import tqdm
+
+    from mossjax.eval import demo, demo_files, demo_table
+    from mossjax.infer.assets import Assets, shipped
+
+    assets = Assets.open(_ASSETS.value or shipped())
+    out = pathlib.Path(_OUT.value)
+    demo_files.prepare(out)
+    print(f'Asking the checkpoint of {assets.root}')
+    with tqdm.tqdm(demo.STEPS, disable=None, leave=False) as bar:
+        steps = iter(bar)
+
+        def show(name: str) -> None:
+            next(steps)  # counts the one before as done
+            bar.set_description(name)
+
+        tour = demo.tour(assets, _QUESTIONS.value, show)
+    lines = demo_table.lines(tour.answers, tour.controls)
+    paths = demo_files.write_wavs(out, tour)
+    demo_files.write_json(out / 'demo.json', demo_files.record(assets, tour, lines, paths))
+    drawn = demo_files.draw(out / 'demo.png', tour)
+    print(f'\n{demo_table.table(lines)}\n\n{demo_table.stages(assets.report)}\n')
+    picture = 'demo.png, ' if drawn else ''
+    seconds = sum(tour.seconds.values())
+    print(f'{out}: demo.json, {picture}{sum(map(bool, paths))} answers as wav; {seconds:.0f} s')
+    met = demo_table.all_met(lines)
+    print('All gates are met.' if met else 'Not all gates are met.')
+    return 1 if _CHECK.value and not met else None

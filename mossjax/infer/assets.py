@@ -1,0 +1,182 @@
+"""The shipped nano checkpoint: where it is, and what lies beside its weights.
+
+    lm/            config.json, generation_config.json, model.safetensors, tokenizer files
+    codec/         config.json, preprocessor_config.json, model.safetensors, flow/
+    world.json     the facts, and which of them no training audio ever said
+    recordings/    index.json and the recordings it lists: questions that no training heard, and
+                   the recorded answers
+    report.json    what the training run noted about itself
+    NOTICE         origin, licences and hashes
+
+`lm/` and `codec/` are laid out as released checkpoints are; `experiments.nano.ship` packs them.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from mossjax.convert.directories import read_json
+from mossjax.errors import InputError
+from mossjax.infer import audio
+
+LM_FILES = (
+    'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json',
+    'tokenizer_config.json',
+)  # fmt: skip
+CODEC_FILES = (
+    'config.json', 'preprocessor_config.json', 'model.safetensors', 'flow/config.yaml',
+    'flow/flow.safetensors',
+)  # fmt: skip
+FILES = (
+    *(f'lm/{name}' for name in LM_FILES),
+    *(f'codec/{name}' for name in CODEC_FILES),
+    'world.json', 'recordings/index.json', 'report.json', 'NOTICE',
+)  # fmt: skip
+HELDOUT, NEVER_SPOKEN = 'heldout', 'never_spoken'
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """One fact of world.json; `spoken` is False where no training audio says the question."""
+
+    id: int
+    family: str
+    question: str
+    answer: str
+    spoken: bool
+
+    @property
+    def sentence(self) -> str:
+        return f'the answer is {self.answer}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One recording of index.json.
+
+    Attributes:
+      file: path below `recordings/`.
+      kind: 'question' or 'answer'.
+      split: 'heldout', 'never_spoken' or, for answers, 'train'.
+      fact: id of the fact asked about, -1 for an answer.
+      rate: flite's duration_stretch: above 1 is slower.
+    """
+
+    file: str
+    kind: str
+    split: str
+    text: str
+    speaker: str
+    rate: float
+    fact: int
+    seconds: float
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Assets:
+    """An opened directory of the layout above."""
+
+    root: pathlib.Path
+    facts: dict[int, Fact]
+    clips: tuple[Clip, ...]
+
+    @classmethod
+    def open(cls, root: str | os.PathLike) -> 'Assets':
+        """Reads world.json and index.json.
+
+        Raises:
+          InputError: a file of the layout is missing, or the two do not fit together.
+        """
+        root = pathlib.Path(root)
+        missing = [name for name in FILES if not (root / name).is_file()]
+        if missing:
+            raise InputError(
+                f'{root}: no {", ".join(missing)}; copy the directory again, or pack a trained '
+                'model with: python -m experiments.nano.ship'
+            )
+        facts = _parse(root / 'world.json', 'facts', Fact)
+        clips = _parse(root / 'recordings' / 'index.json', 'recordings', Clip)
+        assets = cls(root, {fact.id: fact for fact in facts}, tuple(clips))
+        for clip in clips:
+            if clip.kind == 'question' and clip.fact not in assets.facts:
+                raise InputError(
+                    f'{root}: recording {clip.file} asks for fact {clip.fact}, which world.json '
+                    'does not have; the files are of different runs, pack them again'
+                )
+        unheard = sorted({fact.answer for fact in facts} - set(assets.answers))
+        if unheard:
+            raise InputError(
+                f'{root}: no recording says the answers {", ".join(unheard)}; pack it again'
+            )
+        return assets
+
+    @property
+    def lm(self) -> pathlib.Path:
+        return self.root / 'lm'
+
+    @property
+    def codec(self) -> pathlib.Path:
+        return self.root / 'codec'
+
+    @functools.cached_property
+    def answers(self) -> dict[str, Clip]:
+        """Answer word -> its recording."""
+        return {clip.text.split()[-1]: clip for clip in self.clips if clip.kind == 'answer'}
+
+    @functools.cached_property
+    def report(self) -> dict:
+        return read_json(self.root / 'report.json')
+
+    def questions(self, split: str) -> list[Clip]:
+        """The recorded questions of 'heldout' or 'never_spoken', in the order they were drawn."""
+        return [clip for clip in self.clips if clip.kind == 'question' and clip.split == split]
+
+    def load(self, clip: Clip, rate: int) -> np.ndarray:
+        """float32 (w,) at `rate` Hz.
+
+        Raises:
+          InputError: the file is missing or is not the one that was packed.
+        """
+        path = self.root / 'recordings' / clip.file
+        if not path.is_file() or sha256(path) != clip.sha256:
+            raise InputError(f'{path} is not the file that was packed; copy the directory again')
+        return audio.load(path, rate)
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of everything that decides an answer: weights, configurations, tokenizer."""
+        names = [name for name in FILES if name.startswith(('lm/', 'codec/'))]
+        return {name: sha256(self.root / name) for name in names}
+
+
+def shipped(name: str = 'nano') -> pathlib.Path:
+    """The directory of a checkpoint that comes with the package.
+
+    Raises:
+      InputError: this installation has none.
+    """
+    path = pathlib.Path(str(importlib.resources.files('mossjax'))) / 'assets' / name
+    if not path.is_dir():
+        raise InputError(
+            f'{path} does not exist: this installation came without the {name} checkpoint. Install '
+            'from a complete clone (pip install -e .), or name another directory with --assets'
+        )
+    return path
+
+
+def sha256(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _parse(path: pathlib.Path, key: str, kind: type) -> list:
+    """The objects listed under `key` of a JSON file, as `kind`."""
+    try:
+        return [kind(**entry) for entry in json.loads(path.read_text('utf-8'))[key]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path}: not as packed ({error}); copy the directory again') from None

@@ -1,0 +1,195 @@
+"""Packing a run: same bytes twice, nothing missing, nothing too large, a fair draw."""
+
+from collections import Counter
+import hashlib
+import io
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments.nano import ogg, ship, world
+from mossjax.convert.codec_tokenizer import open_tokenizer
+from mossjax.convert.directories import open_lm
+from mossjax.errors import InputError
+from mossjax.infer.assets import FILES, Assets, shipped
+from tests.tiny_run import JUDGE, REPORT, WORLD, write_run
+
+FLITE = {'flite': 'flite-2.2', 'licence': '    Permission is hereby granted'}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='module')
+def packed(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp('packed') / 'nano'
+    ship.pack(run, out, questions=5, never_spoken=2, **FLITE)
+    return out
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of the run that a test may damage."""
+    shutil.copytree(run.lm.parent, tmp_path / 'run')
+    root = tmp_path / 'run'
+    return ship.Run(root / 'lm', root / 'codec', root / 'recordings', root / 'report.json')
+
+
+def test_the_same_run_gives_the_same_bytes(run, packed, tmp_path):
+    sizes = ship.pack(run, tmp_path / 'again', questions=5, never_spoken=2, **FLITE)
+    again = contents(tmp_path / 'again')
+    assert again == contents(packed)
+    assert sizes == {name: len(data) for name, data in sorted(again.items())}
+    assert set(FILES) <= set(again)
+    other = tmp_path / 'other'
+    ship.pack(run, other, questions=5, never_spoken=2, seed=1, **FLITE)
+    index = 'recordings/index.json'
+    assert (other / index).read_bytes() != again[index]
+
+
+def test_weights_are_those_of_the_run_in_fewer_bits(run, packed, tmp_path):
+    config, params = open_lm(run.lm)
+    stored_config, stored = open_lm(packed / 'lm')
+    assert stored_config.dtype == 'bfloat16' and stored_config.vocab_size == config.vocab_size
+    head, kept = params['text_head']['kernel'], stored['text_head']['kernel']
+    assert kept.dtype.name == 'bfloat16'
+    np.testing.assert_allclose(kept.astype('float32'), head, rtol=2**-8)
+    ship.pack(
+        run, tmp_path / 'half', questions=5, never_spoken=2, codec_dtype='float16', **FLITE
+    )
+    full, half = (open_tokenizer(p / 'codec')[1] for p in (packed, tmp_path / 'half'))
+    book, kept = full['codebook'], half['codebook']
+    assert kept.dtype.name == 'float16'
+    np.testing.assert_allclose(kept.astype('float32'), book, rtol=2**-10, atol=1e-7)
+
+
+def test_recordings_sound_as_before_and_are_indexed(packed):
+    import soundfile
+
+    assets = Assets.open(packed)
+    assert list(assets.answers) == ['seven', 'twelve']
+    clip = assets.answers['seven']
+    got = assets.load(clip, 16000)
+    want, _ = soundfile.read(JUDGE / 'seven.flac', dtype='float32')
+    assert len(got) == len(want)
+    assert 10 * np.log10(np.sum(want**2) / np.sum((got - want) ** 2)) > 25
+    assert [len(assets.questions(s)) for s in ('heldout', 'never_spoken')] == [5, 2]
+    for clip in assets.clips:
+        data = (packed / 'recordings' / clip.file).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == clip.sha256
+        if clip.kind == 'question':
+            fact = WORLD.facts[clip.fact]
+            assert clip.text == fact.question
+            assert fact.spoken == (clip.split == 'heldout')
+    (packed / 'recordings' / clip.file).write_bytes(data[:-1])
+    with pytest.raises(InputError, match='is not the file that was packed'):
+        assets.load(clip, 16000)
+    (packed / 'recordings' / clip.file).write_bytes(data)
+
+
+def test_the_notice_has_origin_licence_and_hashes(packed):
+    notice = (packed / 'NOTICE').read_text()
+    for words in ('flite-2.2', 'slt, rms, awb, kal16', 'Permission is hereby', 'Apache-2.0'):
+        assert words in notice
+    for name, data in contents(packed).items():
+        listed = f'{hashlib.sha256(data).hexdigest()}  {name}\n' in notice
+        assert listed == (name != 'NOTICE')
+
+
+def test_everything_missing_is_named_at_once(copied, tmp_path):
+    (copied.lm / 'tokenizer.json').unlink()
+    (copied.codec / 'flow' / 'flow.safetensors').unlink()
+    copied.report.unlink()
+    with pytest.raises(InputError) as refusal:
+        ship.pack(copied, tmp_path / 'out', **FLITE)
+    for name in ('lm/tokenizer.json', 'flow/flow.safetensors', 'report.json'):
+        assert name in str(refusal.value)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_what_does_not_belong_into_a_package_is_refused(copied, tmp_path):
+    def refusal():
+        with pytest.raises(InputError) as caught:
+            ship.pack(copied, tmp_path / 'out', questions=5, never_spoken=2, **FLITE)
+        assert not (tmp_path / 'out').exists()
+        return str(caught.value)
+
+    copied.report.write_text(json.dumps({**REPORT, 'workdir': '/data' + '/runs/nano'}))
+    assert 'paths of this machine (/data/runs/nano)' in refusal()
+    copied.report.write_text('{"stages": ["text"]}')
+    assert '"stages" must be a list of objects' in refusal()
+    copied.report.write_text(json.dumps(REPORT))
+    manifest = copied.recordings / 'train' / 'manifest.jsonl'
+    manifest.write_text(''.join(x for x in manifest.open() if 'twelve' not in x))
+    assert 'no recording answers twelve' in refusal()
+    (copied.lm / 'generation_config.json').write_text('{}')
+    assert 'has no system_prompts' in refusal()
+
+
+def test_too_large_is_refused_with_the_largest_parts(run, tmp_path):
+    largest = r'the limit is 0\.05 MB \(codec/flow/flow\.safetensors 0\.\d+ MB, '
+    with pytest.raises(InputError, match=largest):
+        ship.pack(run, tmp_path / 'out', questions=5, never_spoken=2, limit=50_000, **FLITE)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match='7 questions of heldout wanted, the world has 6'):
+        ship.pack(run, tmp_path / 'out', questions=7, never_spoken=2, **FLITE)
+
+
+def test_a_draw_takes_each_family_in_proportion():
+    facts = world.build().spoken
+    families = [fact.family for fact in facts]
+    drawn = ship.spread([fact.id for fact in facts], families, 132, random.Random(0))
+    assert len(set(drawn)) == 132
+    got = Counter(fact.family for fact in facts if fact.id in set(drawn))
+    for family, count in Counter(families).items():
+        assert abs(got[family] - count * 132 / len(facts)) <= 1
+
+
+def test_an_ogg_stream_keeps_its_sound_under_another_number(tmp_path):
+    """libsndfile checks the checksum of each page, so a wrong one would lose the sound."""
+    import soundfile
+
+    path = JUDGE / 'seven.flac'
+    first, second = ogg.encode(path, 1), ogg.encode(path, 2)
+    assert first == ogg.encode(path, 1) and first != second
+    assert ogg.renumbered(first, 2) == second
+    waves = [soundfile.read(io.BytesIO(data))[0] for data in (first, second)]
+    np.testing.assert_array_equal(*waves)
+    assert ogg._crc(b'123456789') == 0x89A1897F  # CRC-32/CKSUM's published 0x765E7680, inverted
+
+
+def test_the_licence_is_the_section_on_the_voices(tmp_path):
+    path = tmp_path / 'copyright'
+    path.write_text(
+        'Other.\n\nAll other files are under following license:\n=====\n\nAuthors:\tA\n\n'
+        ' Use THIS\n SOFTWARE.\n\nThe package is GPL.\n'
+    )
+    assert ship.flite_licence(path) == '    Authors:    A\n\n     Use THIS\n     SOFTWARE.'
+    path.write_text('nothing')
+    with pytest.raises(InputError, match='has no section'):
+        ship.flite_licence(path)
+
+
+def test_an_installation_without_the_checkpoint_says_so():
+    with pytest.raises(InputError, match='came without the pico checkpoint.*--assets'):
+        shipped('pico')
+
+
+def test_an_incomplete_directory_is_refused(packed, tmp_path):
+    shutil.copytree(packed, tmp_path / 'nano')
+    (tmp_path / 'nano' / 'world.json').unlink()
+    with pytest.raises(InputError, match='no world.json; copy the directory again'):
+        Assets.open(tmp_path / 'nano')
