@@ -1,0 +1,147 @@
+"""The nano recipe from nothing: the paper in miniature, on two CPU cores.
+
+    python -m experiments.nano.run --workdir runs/nano
+
+Recordings are rendered, a text model, a speech tokenizer and a decoder are trained, the language
+model goes through the paper's three stages, and everything is measured. Every stage is a process
+of its own, two of them run at a time where they do not need each other, and each goes on where it
+was stopped: run the same command again. Logs are in WORKDIR/logs.
+
+`--effort 4` trains four times as many steps with the same configurations; the shipped checkpoint
+was made that way (its report says how long).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import json
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from absl import flags, logging
+
+from experiments.nano import stages
+from experiments.nano.script import start
+from mossjax.errors import InputError
+from mossjax.files import replacing
+
+AT_ONCE = 2  # processes; as many as there are cores
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of the recipe.
+
+    Attributes:
+      run: (workdir, effort) -> facts for the report; in a process of its own.
+      needs: stages that must be finished before.
+    """
+
+    run: Callable[[Path, float], dict]
+    needs: tuple[str, ...] = ()
+
+
+# Longest chain first, so that it starts first: the tokenizer decides how long the recipe takes.
+STAGES = {
+    'recordings': Stage(stages.recordings),
+    'tokenizer': Stage(stages.tokenizer, ('recordings',)),
+    'text_lm': Stage(stages.text_lm),
+    'codes': Stage(stages.codes, ('tokenizer',)),
+    'rows': Stage(stages.rows, ('codes', 'text_lm')),
+    'stage1': Stage(stages.stage1, ('rows',)),
+    'stage2': Stage(stages.stage2, ('stage1',)),
+    'sft': Stage(stages.sft, ('stage2',)),
+    'decoder': Stage(stages.decoder, ('codes',)),
+    'report': Stage(stages.report, ('sft', 'decoder')),
+}
+
+
+def done(workdir: Path, name: str) -> Path:
+    """The file that says a stage is finished, and what it found."""
+    return workdir / 'done' / f'{name}.json'
+
+
+def run_stage(workdir: Path, name: str, effort: float) -> None:
+    """Runs one stage here and records that it is finished."""
+    began = time.time()
+    facts = STAGES[name].run(workdir, effort)
+    facts |= {'seconds': round(time.time() - began, 1), 'effort': effort}
+    done(workdir, name).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(done(workdir, name)) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + '\n')
+
+
+def run_all(workdir: Path, effort: float) -> None:
+    """Runs what is not finished, at most AT_ONCE stages at a time.
+
+    Raises:
+      InputError: a stage failed; names its log.
+    """
+    finished = {name for name in STAGES if done(workdir, name).exists()}
+    running: dict[str, subprocess.Popen] = {}
+    try:
+        while len(finished) < len(STAGES):
+            for name, stage in STAGES.items():
+                ready = name not in finished | set(running) and set(stage.needs) <= finished
+                if ready and len(running) < AT_ONCE:
+                    running[name] = _spawn(workdir, name, effort)
+            name = _wait(running)
+            process = running.pop(name)
+            if process.returncode or not done(workdir, name).exists():
+                raise InputError(
+                    f'stage {name} ended with code {process.returncode}; see '
+                    f'{_log(workdir, name)}, then run the same command again to go on'
+                )
+            finished.add(name)
+            seconds = json.loads(done(workdir, name).read_text())['seconds']
+            logging.info('%s finished in %.0f s (%d of %d)', name, seconds, len(finished),
+                         len(STAGES))  # fmt: skip
+    finally:
+        for process in running.values():  # a stage saves its state on SIGTERM
+            process.send_signal(signal.SIGTERM)
+        for process in running.values():
+            process.wait()
+
+
+def _log(workdir: Path, name: str) -> Path:
+    return workdir / 'logs' / f'{name}.log'
+
+
+def _spawn(workdir: Path, name: str, effort: float) -> subprocess.Popen:
+    logging.info('%s starts; log: %s', name, _log(workdir, name))
+    _log(workdir, name).parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, '-m', 'experiments.nano.run', f'--workdir={workdir}',
+               f'--effort={effort}', f'--stage={name}']  # fmt: skip
+    with _log(workdir, name).open('a') as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _wait(running: dict[str, subprocess.Popen]) -> str:
+    """The name of the next process that ends."""
+    while True:
+        for name, process in running.items():
+            if process.poll() is not None:
+                return name
+        time.sleep(0.5)
+
+
+def main() -> None:
+    logging.set_verbosity(logging.INFO)
+    workdir = Path(flags.FLAGS.workdir).resolve()
+    if flags.FLAGS.stage:
+        if flags.FLAGS.stage not in STAGES:
+            raise InputError(f'no stage {flags.FLAGS.stage!r}; one of {", ".join(STAGES)}')
+        run_stage(workdir, flags.FLAGS.stage, flags.FLAGS.effort)
+    else:
+        run_all(workdir, flags.FLAGS.effort)
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('workdir', None, 'directory for everything the recipe makes', required=True)
+    flags.DEFINE_float('effort', 1.0, 'training steps, relative to the configurations')
+    flags.DEFINE_string('stage', '', 'run this stage alone, here')
+    start(main)
