@@ -123,26 +123,25 @@ def test_scale_to_is_an_exact_change_of_units(flow_model, flow_params, rng):
     """With spread s and mean c: mu' = s mu + c, and the estimator reads and writes those units."""
     mean, std = rng.normal(-6, 1, 80).astype('f'), rng.uniform(1, 3, 80).astype('f')
     scaled = scale_to(flow_params, mean, std)
-    codes, lengths = rng.integers(0, 97, (1, 6)), np.array([6])
     model = flow_network(flow_model.config).bind(scaled)
+    hidden = rng.normal(size=(1, 5, 64)).astype('f')
+    expected = flow_model.mu_proj(hidden) * std + mean
+    np.testing.assert_allclose(model.mu_proj(hidden), expected, rtol=0, atol=1e-4)
+    hidden = hidden[..., :32]
+    expected = flow_model.estimator.final(hidden) * std + mean
+    np.testing.assert_allclose(model.estimator.final(hidden), expected, rtol=0, atol=1e-4)
 
-    @jax.jit
-    def both(model, x, mu, cond):
-        valid, t, speaker = np.ones((1, 24), bool), np.array([0.3], 'f'), np.zeros((1, 80), 'f')
-        return model.mu(codes, lengths), model.estimator(
-            x, valid, mu, t, speaker, cond, chunk=None
-        )
-
-    x, mu, cond = rng.normal(size=(3, 1, 24, 80)).astype('f')
-    plain_mu, expected = both(flow_model, x, mu, cond)
-    scaled_mu, found = both(model, x * std + mean / 2, mu * std + mean, cond * std)
-    np.testing.assert_allclose(scaled_mu, plain_mu * std + mean, atol=1e-4)
-    # The convolution's zero padding before frame 0 is no mean: compare where nothing sees it. All
-    # frames attend to it, so the difference is small and not nil.
-    np.testing.assert_allclose(
-        np.asarray(found)[:, 8:], (expected * std + mean)[:, 8:], atol=0.5
-    )
-    assert flow_params['mu_proj']['bias'] is not scaled['mu_proj']['bias']
+    path, mu, speaker, cond = rng.normal(size=(4, 1, 6, 80)).astype('f')
+    plain = np.concatenate([path, mu, speaker, cond], axis=-1)
+    # Halfway between noise and mel the path's mean is half the mel's.
+    units = [path * std + mean / 2, mu * std + mean, speaker, cond * std]
+    before, after = flow_model.estimator.down.resnet, model.estimator.down.resnet
+    given = np.concatenate(units, axis=-1)
+    np.testing.assert_allclose(after.shortcut(given), before.shortcut(plain), rtol=0, atol=1e-4)
+    # The zeros before frame 0 are no mean: the first two frames see them.
+    found, expected = after.block1.conv(given)[:, 2:], before.block1.conv(plain)[:, 2:]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert not np.array_equal(flow_params['mu_proj']['bias'], scaled['mu_proj']['bias'])
 
 
 def _without_dropout(model):
