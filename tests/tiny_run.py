@@ -32,11 +32,17 @@ WORLD = World(
     seed=0,
 )
 REPORT = {
-    'stages': [
-        {'name': 'text', 'text_before': 0.0, 'text_after': 1.0, 'config': 'c0ffee' * 10},
-        {'name': 'frozen', 'text_before': 1.0, 'text_after': 0.75, 'config': 'bada55' * 10},
-    ]
-}
+    'stages': {
+        'tokenizer': {'steps': 30, 'config_sha256': 'a' * 64},
+        'decoder': {'steps': 40, 'config_sha256': 'b' * 64},
+        'text_lm': {'steps': 50, 'text_accuracy': {'all': 1.0, 'never_spoken': 1.0}},
+        'stage1': {
+            'text_accuracy': {'all': 1.0, 'never_spoken': 1.0}, 'text_logits_identical': True,
+        },
+        'stage2': {'text_accuracy': {'all': 0.75, 'never_spoken': 0.5}},
+        'sft': {'text_accuracy': {'all': 0.875, 'never_spoken': 0.5}, 'config_sha256': 'c' * 64},
+    }
+}  # fmt: skip
 TOKENIZER = TokenizerConfig(
     d=16, heads=2, ffn=24, encoder_layers=1, layers=1, mels=80, codes=CODES, decoder_layers=1,
     decoder_heads=2, decoder_ffn=24,
@@ -74,10 +80,11 @@ def write_lm(directory: pathlib.Path) -> None:
         'repetition_penalty': 1.0,
         'system_prompts': {'audio': 'answer in speech', 'text': 'answer in text'},
     }
+    lm = jax.tree.map(lambda x: x.astype('bfloat16'), drawn(network(config), 0.5))
     names = ('tokenizer.json', 'tokenizer_config.json')
     files = {name: directory.with_name('text') / name for name in names}
     files['generation_config.json'] = json.dumps(defaults).encode()
-    save_lm(directory, config, drawn(network(config), 0.5), files=files)
+    save_lm(directory, config, lm, files=files)
 
 
 def drawn(net, scale: float) -> dict:

@@ -3,10 +3,10 @@
     python -m experiments.nano.ship --lm runs/nano/lm --codec runs/nano/codec \
         --recordings runs/nano/recordings --report runs/nano/report.json
 
-Layout: see `mossjax.infer.assets`. The language model is stored in bfloat16, the codec in
---codec_dtype; the demo computes in float32 from what is stored, so its table is about the shipped
-weights. Recordings are drawn at random (--seed): questions of spoken facts at the rates that no
-training heard, questions of never-spoken facts, both dealt to all voices in turn, and the answers.
+Layout: see `mossjax.infer.assets`. Weights are opened once and copied as they are: what ships is
+what was measured. Recordings are drawn at random (--seed): questions of spoken facts at the rates
+that no training heard, questions of never-spoken facts, both dealt to all voices in turn, and the
+recorded answers, all as Ogg Vorbis.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ import shutil
 
 from absl import flags
 import jax
-import numpy as np
 
 from experiments.nano import render
 from experiments.nano import world as worlds
 from experiments.nano.ogg import QUALITY, encode
 from experiments.nano.script import start
-from mossjax.convert.codec_flow import open_flow, save_flow
-from mossjax.convert.codec_tokenizer import open_tokenizer, save_tokenizer
-from mossjax.convert.directories import new_directory, open_lm, read_json, save_lm
+from mossjax.convert.codec_flow import open_flow
+from mossjax.convert.codec_tokenizer import open_tokenizer
+from mossjax.convert.directories import new_directory, open_lm, read_json
 from mossjax.errors import InputError
+from mossjax.eval.demo_table import STAGES
 from mossjax.infer.assets import CODEC_FILES, HELDOUT, LM_FILES, NEVER_SPOKEN, Clip, sha256
 from mossjax.models.lm.dialogue import SystemPrompts
 
 LIMIT = 12_000_000  # bytes, all files together
-CODEC_DTYPES = ('float32', 'float16', 'bfloat16')
 OUT = 'mossjax/assets/nano'
 LICENCE = '/usr/share/doc/flite/copyright'
 NOTICE = """\
@@ -74,14 +73,13 @@ class Run:
 
 def pack(
     run: Run, out: Path, *, flite: str, licence: str, questions: int = 132, never_spoken: int = 48,
-    seed: int = 0, codec_dtype: str = 'float32', limit: int = LIMIT,
+    seed: int = 0, limit: int = LIMIT,
 ) -> dict[str, int]:
     """Writes `out`, whole or not at all.
 
     Args:
       flite: the version that spoke. licence: its text.
       questions, never_spoken: how many of each to take along.
-      codec_dtype: of the stored tokenizer and flow decoder.
       limit: bytes of all files together.
 
     Returns:
@@ -93,11 +91,12 @@ def pack(
     """
     check_complete(run)
     report = check_report(run.report)
+    check_weights(run)
     world = worlds.World.load(run.recordings / 'world.json')
     drawn = draw(world, run.recordings, questions, never_spoken, seed)
     with new_directory(out) as folder:
-        _write_lm(run.lm, folder / 'lm')
-        _write_codec(run.codec, folder / 'codec', codec_dtype)
+        _copy(run.lm, folder / 'lm', LM_FILES)
+        _copy(run.codec, folder / 'codec', CODEC_FILES)
         _write_recordings(drawn, run.recordings, folder / 'recordings')
         shutil.copyfile(run.recordings / 'world.json', folder / 'world.json')
         (folder / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
@@ -119,23 +118,24 @@ def check_complete(run: Run) -> None:
     missing = [str(path) for path in needed if not path.is_file()]
     if missing:
         raise InputError(f'the run is not finished, it lacks {", ".join(missing)}')
-    if 'system_prompts' not in read_json(run.lm / 'generation_config.json'):
-        raise InputError(
-            f'{run.lm / "generation_config.json"} has no system_prompts; add those the model was '
-            'trained with, it does not know the ones of the released model'
-        )
+    settings = read_json(run.lm / 'generation_config.json')
+    for name, why in (
+        ('system_prompts', 'the model does not know those of the released one'),
+        ('repetition_penalty', 'the default of 1.1 punishes codes that rightly come twice'),
+    ):
+        if name not in settings:
+            raise InputError(f'{run.lm / "generation_config.json"} has no {name}; add it: {why}')
 
 
 def check_report(path: Path) -> dict:
     """The report of the run, if it has stages and names no path of this machine."""
     report = read_json(path)
     stages = report.get('stages')
-    if not isinstance(stages, list) or not all(
-        isinstance(stage, dict) and 'name' in stage for stage in stages
-    ):
-        raise InputError(
-            f'{path}: "stages" must be a list of objects with a name; write the report anew'
-        )
+    if not isinstance(stages, dict):
+        raise InputError(f'{path} has no object "stages"; write it with experiments.nano.run')
+    missing = [name for name in STAGES if not isinstance(stages.get(name), dict)]
+    if missing:
+        raise InputError(f'{path} says nothing of the stages {", ".join(missing)}; run them')
     named = sorted(set(re.findall(r'"(/[\w.-]+/[^"]*)"', json.dumps(report))))
     if named:
         raise InputError(
@@ -143,6 +143,20 @@ def check_report(path: Path) -> dict:
             'the run'
         )
     return report
+
+
+def check_weights(run: Run) -> None:
+    """Raises InputError unless weights fit their configurations, and the large ones are small."""
+    _, params = open_lm(run.lm)
+    open_tokenizer(run.codec)
+    open_flow(run.codec)
+    SystemPrompts.of(read_json(run.lm / 'generation_config.json'))
+    stored = {x.dtype.name for x in jax.tree.leaves(params)}
+    if stored != {'bfloat16'}:
+        raise InputError(
+            f'{run.lm} is stored in {", ".join(sorted(stored))}; save it in bfloat16, and measure '
+            'it again as it then is'
+        )
 
 
 def _check_size(sizes: dict[str, int], limit: int) -> None:
@@ -156,7 +170,7 @@ def _check_size(sizes: dict[str, int], limit: int) -> None:
         listed = ', '.join(f'{name} {size / 1e6:.2f} MB' for name, size in largest)
         raise InputError(
             f'{total / 1e6:.2f} MB, the limit is {limit / 1e6:.2f} MB ({listed}); take fewer '
-            'questions, --codec_dtype float16, or a smaller model'
+            'questions, store the codec in bfloat16, or train a smaller model'
         )
 
 
@@ -214,6 +228,12 @@ def spread(
     return [items[order[i * len(order) // count]] for i in range(count)]
 
 
+def _copy(source: Path, out: Path, names: Sequence[str]) -> None:
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, out / name)
+
+
 def _write_recordings(drawn: list[dict], recordings: Path, out: Path) -> None:
     clips = []
     for line in drawn:
@@ -233,26 +253,6 @@ def _write_recordings(drawn: list[dict], recordings: Path, out: Path) -> None:
         )  # fmt: skip
     lines = ',\n'.join(json.dumps(dataclasses.asdict(clip)) for clip in clips)
     (out / 'index.json').write_text(f'{{"recordings": [\n{lines}\n]}}\n')
-
-
-# ------------------------------------------------------------------------------------ weights
-
-
-def _write_lm(source: Path, out: Path) -> None:
-    config, params = open_lm(source, 'bfloat16')
-    SystemPrompts.of(read_json(source / 'generation_config.json'))
-    copied = [name for name in LM_FILES if name not in ('config.json', 'model.safetensors')]
-    save_lm(out, config, params, files={name: source / name for name in copied})
-
-
-def _write_codec(source: Path, out: Path, dtype: str) -> None:
-    def stored(params):
-        return jax.tree.map(lambda x: np.asarray(x).astype(dtype), params)
-
-    config, params = open_tokenizer(source)
-    save_tokenizer(out, config, stored(params))
-    config, params = open_flow(source)
-    save_flow(out, config, stored(params))
 
 
 # ------------------------------------------------------------------------------------- NOTICE
@@ -309,7 +309,6 @@ def main() -> None:
     sizes = pack(
         run, Path(given.out), flite=flite_version(), licence=flite_licence(given.licence),
         questions=given.questions, never_spoken=given.never_spoken, seed=given.seed,
-        codec_dtype=given.codec_dtype,
     )  # fmt: skip
     for name, size in sizes.items():
         if not name.endswith('.ogg'):
@@ -327,5 +326,4 @@ if __name__ == '__main__':
     flags.DEFINE_integer('questions', 132, 'held-out questions to ship', lower_bound=100)
     flags.DEFINE_integer('never_spoken', 48, 'never-spoken questions to ship', lower_bound=1)
     flags.DEFINE_integer('seed', 0, 'of the draw')
-    flags.DEFINE_enum('codec_dtype', 'float32', CODEC_DTYPES, 'of the stored codec')
     start(main)

@@ -49,7 +49,7 @@ def main(args: list[str]) -> int | None:
         raise InputError(f'--questions {_QUESTIONS.value}: ask at least one')
     import tqdm
 
-    from mossjax.eval import demo, demo_files, demo_table
+    from mossjax.eval import demo, demo_files, demo_picture, demo_table
     from mossjax.infer.assets import Assets, shipped
 
     assets = Assets.open(_ASSETS.value or shipped())
@@ -67,7 +67,7 @@ def main(args: list[str]) -> int | None:
     lines = demo_table.lines(tour.answers, tour.controls)
     paths = demo_files.write_wavs(out, tour)
     demo_files.write_json(out / 'demo.json', demo_files.record(assets, tour, lines, paths))
-    drawn = demo_files.draw(out / 'demo.png', tour)
+    drawn = demo_picture.draw(out / 'demo.png', tour)
     print(f'\n{demo_table.table(lines)}\n\n{demo_table.stages(assets.report)}\n')
     picture = 'demo.png, ' if drawn else ''
     seconds = sum(tour.seconds.values())

@@ -28,8 +28,9 @@ MODES = {
     'text to speech': ('text', 'audio'),
     'text to text': ('text', 'text'),
 }
-LOAD, HEAR, RECONSTRUCT, JUDGE = 'load', 'tokenize questions', 'recode answers', 'judge'
-STEPS = (LOAD, HEAR, *MODES, RECONSTRUCT, JUDGE)
+LOAD, HEAR, SPEAK, JUDGE = 'load', 'tokenize', 'decode', 'judge'
+STEPS = (LOAD, HEAR, *MODES, SPEAK, JUDGE)
+Codes = tuple[int, ...]
 LONGEST = 64  # rows of a reply, 5 s: over twice the longest answer
 
 
@@ -71,7 +72,7 @@ class Tour:
       seconds: wall time of each step.
       settings: how replies were drawn.
       asked: recorded questions, with `heard` (codes) and `waves` (16 kHz) of each.
-      wavs: codes -> (w,) waveform at 24 kHz, for every spoken reply.
+      wavs: codes -> (w,) waveform at 24 kHz, of everything that was said.
     """
 
     answers: list[Answer]
@@ -81,33 +82,7 @@ class Tour:
     asked: list[Clip]
     heard: list[np.ndarray]
     waves: list[np.ndarray]
-    wavs: Callable[[Sequence[int]], np.ndarray]
-
-
-class Remembering:
-    """A decoder that decodes every sequence of codes once: many replies are the same."""
-
-    def __init__(self, decode: Callable[[list[np.ndarray]], list[np.ndarray]]):
-        self._decode = decode
-        self._wavs: dict[tuple[int, ...], np.ndarray] = {}
-
-    def __call__(self, codes: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        keys = [_key(c) for c in codes]
-        new = [key for key in dict.fromkeys(keys) if key not in self._wavs]
-        made = self._decode([np.array(key, np.int32) for key in new])
-        self._wavs.update(zip(new, made, strict=True))
-        return [self._wavs[key] for key in keys]
-
-    def wav(self, codes: Sequence[int]) -> np.ndarray:
-        """(w,) of codes decoded before; no samples for no codes."""
-        return self._wavs[_key(codes)] if len(codes) else np.zeros(0, np.float32)
-
-    def items(self):
-        return self._wavs.items()
-
-
-def _key(codes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(c) for c in codes)
+    wavs: dict[Codes, np.ndarray]
 
 
 class Clock:
@@ -151,38 +126,36 @@ def tour(
     with clock(LOAD):
         # Stored in bfloat16, computed in float32: the faster of the two on a CPU.
         chat = Chat.open(assets.lm, assets.codec, dtype='float32')
-        decode = Remembering(chat.decode)
-        chat = dataclasses.replace(chat, decode=decode)
     settings = chat.settings.greedy()
     settings = settings.at_most(min(LONGEST, settings.max_new_tokens))
     with clock(HEAR):
-        heard = chat.encode(waves)
+        codes = chat.encode([*waves, *sources])
+    heard, recoded = codes[: len(waves)], codes[len(waves) :]
+    silent = dataclasses.replace(chat, decode=None)  # many replies are the same: decoded below
     replies = {}
     for mode, (medium, kind) in MODES.items():
         questions = heard if medium == 'speech' else [clip.text for clip in asked]
         with clock(mode):
             dialogues = [[Turn('user', question)] for question in questions]
-            replies[mode] = chat.replies(dialogues, kind, settings)
-    with clock(RECONSTRUCT):
-        recoded = chat.encode(sources)
-        decode(recoded)
+            replies[mode] = silent.replies(dialogues, kind, settings)
+    with clock(SPEAK):
+        said = [reply.codes for mode in MODES for reply in replies[mode] if len(reply.codes)]
+        different = list(dict.fromkeys(key(codes) for codes in [*recoded, *said]))
+        made = chat.decode([np.array(codes, np.int32) for codes in different])
+        wavs = dict(zip(different, made, strict=True))
     with clock(JUDGE):
-        verdicts = _verdicts(judge, decode)
+        verdicts = dict(zip(wavs, judge.answers_of(made, OUTPUT_RATE), strict=True))
         controls = _controls(judge, words, sources, recoded, asked, waves, verdicts)
     answers = [
-        _answer(mode, clip, assets, reply, verdicts)
+        _answer(mode, clip, assets, reply, wavs, verdicts)
         for mode in MODES
         for clip, reply in zip(asked, replies[mode], strict=True)
     ]
-    return Tour(
-        answers, controls, clock.seconds, settings, asked, heard, waves, decode.wav
-    )
+    return Tour(answers, controls, clock.seconds, settings, asked, heard, waves, wavs)
 
 
-def _verdicts(judge: Judge, decode: Remembering) -> dict[tuple[int, ...], str | None]:
-    """Codes -> the answer heard in them, over everything that was decoded."""
-    wavs = dict(decode.items())
-    return dict(zip(wavs, judge.answers_of(wavs.values(), OUTPUT_RATE), strict=True))
+def key(codes: Sequence[int]) -> Codes:
+    return tuple(int(code) for code in codes)
 
 
 def _controls(judge, words, sources, recoded, asked, waves, verdicts) -> dict[str, list[dict]]:
@@ -195,7 +168,7 @@ def _controls(judge, words, sources, recoded, asked, waves, verdicts) -> dict[st
             for word, wav in zip(words, sources, strict=True)
         ],
         'reconstructed': [
-            {'word': word, 'codes': codes.tolist(), 'heard': verdicts[_key(codes)]}
+            {'word': word, 'codes': codes.tolist(), 'heard': verdicts[key(codes)]}
             for word, codes in zip(words, recoded, strict=True)
         ],
         'silence': [{'seconds': seconds, 'heard': next(ears)} for seconds in SILENCES],
@@ -205,15 +178,19 @@ def _controls(judge, words, sources, recoded, asked, waves, verdicts) -> dict[st
     }
 
 
-def _answer(mode: str, clip: Clip, assets: Assets, reply: Reply, verdicts: dict) -> Answer:
+def _answer(
+    mode: str, clip: Clip, assets: Assets, reply: Reply, wavs: dict[Codes, np.ndarray],
+    verdicts: dict[Codes, str | None],
+) -> Answer:
     fact = assets.facts[clip.fact]
     spoken = MODES[mode][1] == 'audio'
-    heard = verdicts[_key(reply.codes)] if len(reply.codes) else None
+    wav = wavs.get(key(reply.codes), ())  # no codes, no sound
+    heard = verdicts.get(key(reply.codes))
     return Answer(
         mode=mode, split=clip.split, fact=fact.id, question=clip.text, expected=fact.answer,
         speaker=clip.speaker, rate=clip.rate, text='' if spoken else reply.text,
         codes=reply.codes.tolist(),
-        seconds=0.0 if reply.wav is None else len(reply.wav) / OUTPUT_RATE,
+        seconds=len(wav) / OUTPUT_RATE,
         heard=heard, reason=reply.reason,
         right=heard == fact.answer if spoken else same_words(reply.text, fact.sentence),
     )  # fmt: skip

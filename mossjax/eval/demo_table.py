@@ -13,6 +13,7 @@ from mossjax.infer.assets import HELDOUT, NEVER_SPOKEN
 
 ENOUGH = 100  # questions below which a gate on them is not judged
 MET, NOT_MET, TOO_FEW = 'met', 'NOT MET', 'too few'
+STAGES = ('tokenizer', 'decoder', 'text_lm', 'stage1', 'stage2', 'sft')  # of report.json
 SECTIONS = {
     HELDOUT: 'Facts heard in training; questions in renderings that no training used',
     NEVER_SPOKEN: 'Facts that no training audio ever asked, known from text alone (not gated)',
@@ -148,21 +149,29 @@ def _text(line: Line, width: int) -> str:
 
 
 def stages(report: dict) -> str:
-    """Text accuracy before and after each stage of the recorded training; '' without stages."""
-    recorded = report.get('stages') or []
+    """The training as its run recorded it, with the text accuracy before and after each stage."""
+    recorded = {name: report['stages'][name] for name in STAGES if name in report['stages']}
     if not recorded:
         return ''
-    width = max(len(str(stage.get('name'))) for stage in recorded)
+    width = max(map(len, recorded))
     text = [
-        'Training, as the run recorded it: text to text of all facts before and after each stage',
-        f'{"":{width + 2}}  before     after  config',
+        'Training as recorded: text to text over all facts, before and after each stage',
+        f'{"":{width + 2}}before   after  never spoken   steps  config        ',
     ]
-    for stage in recorded:
-        shares = [_share(stage.get(key)) for key in ('text_before', 'text_after')]
-        name, config = stage.get('name'), str(stage.get('config', ''))[:12]
-        text.append(f'  {name:{width}}  {shares[0]:>6}    {shares[1]:>6}  {config}'.rstrip())
-    return '\n'.join(text)
+    before = None
+    for name, facts in recorded.items():
+        after = facts.get('text_accuracy', {})
+        shares = (before if after else None, after.get('all'), after.get('never_spoken'))
+        first, second, third = map(_share, shares)
+        same = '  text logits unchanged to the bit' if facts.get('text_logits_identical') else ''
+        config = str(facts.get('config_sha256', ''))[:12]
+        text.append(
+            f'  {name:{width}}{first:>6}  {second:>6}  {third:>12}  {facts.get("steps", "-"):>6}'
+            f'  {config}{same}'
+        )
+        before = after.get('all', before)
+    return '\n'.join(line.rstrip() for line in text)
 
 
-def _share(value) -> str:
-    return f'{100 * value:.1f}%' if isinstance(value, int | float) else '-'
+def _share(value: float | None) -> str:
+    return '-' if value is None else f'{100 * value:.1f}%'

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mossjax.eval import demo, demo_table
+from mossjax.eval import demo_table
 from mossjax.eval.demo import MODES, Answer
 from mossjax.eval.demo_table import MET, NOT_MET, TOO_FEW, Gate
 
@@ -113,27 +113,22 @@ def test_the_table_shows_every_line_with_its_gate():
 
 
 def test_stages_as_recorded():
+    """A stage begins where the one before it ended; the codec has nothing to do with text."""
     text = demo_table.stages(
-        {'stages': [
-            {'name': 'stage 1', 'text_before': 1.0, 'text_after': 0.9942, 'config': 'abcdef' * 9},
-            {'name': 'codec', 'seconds': 3},
-        ]}
+        {'stages': {
+            'sft': {'text_accuracy': {'all': 0.9942, 'never_spoken': 0.5}, 'steps': 7},
+            'text_lm': {'text_accuracy': {'all': 1.0, 'never_spoken': 1.0}, 'steps': 8,
+                        'config_sha256': 'abcdef' * 9},
+            'stage1': {'text_accuracy': {'all': 0.25, 'never_spoken': 0.75},
+                       'text_logits_identical': True},
+            'tokenizer': {'seconds': 3},
+            'rows': {'seconds': 4},
+        }}
     ).splitlines()  # fmt: skip
-    assert text[2].split() == ['stage', '1', '100.0%', '99.4%', 'abcdefabcdef']
-    assert text[3].split() == ['codec', '-', '-']
-    assert demo_table.stages({}) == ''
-
-
-def test_each_sequence_of_codes_is_decoded_once():
-    calls = []
-
-    def decode(codes):
-        calls.append([c.tolist() for c in codes])
-        return [c / 10 for c in codes]
-
-    remembering = demo.Remembering(decode)
-    wavs = remembering([[1, 2], [3], [1, 2]])
-    wavs += remembering([[3], [4]])
-    assert calls == [[[1, 2], [3]], [[4]]]
-    assert [w.tolist() for w in wavs] == [[0.1, 0.2], [0.3], [0.1, 0.2], [0.3], [0.4]]
-    assert remembering.wav([4]).tolist() == [0.4] and remembering.wav([]).shape == (0,)
+    assert [line.split() for line in text[2:]] == [
+        ['tokenizer', '-', '-', '-', '-'],
+        ['text_lm', '-', '100.0%', '100.0%', '8', 'abcdefabcdef'],
+        ['stage1', '100.0%', '25.0%', '75.0%', '-', *'text logits unchanged to the bit'.split()],
+        ['sft', '25.0%', '99.4%', '50.0%', '7'],
+    ]
+    assert demo_table.stages({'stages': {}}) == ''
