@@ -71,6 +71,7 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
         checkpoints.save(step, state.items(), meta)
 
     with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)  # last, and after a failure too: it ends the last save
         recorder = _Log(workdir, start, config, stack)
         batches = stack.enter_context(contextlib.closing(prefetch(task.batch, start)))
         stopping = stack.enter_context(_termination())
@@ -88,10 +89,9 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
             if stop or last or step % config.save_every == 0:
                 save(state, step)
             if stop:
-                checkpoints.close()
+                checkpoints.wait()
                 logging.info('told to stop: saved step %d of %d', step, config.steps)
                 sys.exit(0)
-    checkpoints.close()
     return state
 
 

@@ -69,9 +69,10 @@ def plan(task, config: optim.OptimConfig, total_steps: int, mesh, rules) -> Plan
       rules: logical axis -> mesh axes, one of `parallel.rules.PRESETS`.
     """
     network: Network = task.network
+    frozen = config.frozen + tuple(getattr(task, 'frozen', ()))
     placed = sharding.shard(network.shapes, network.axes, mesh, rules)
-    trainable, _ = optim.split(placed, config.frozen)
-    axes, _ = optim.split(network.axes, config.frozen)
+    trainable, _ = optim.split(placed, frozen)
+    axes, _ = optim.split(network.axes, frozen)
     tx = optim.optimizer(config, axes, total_steps)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
@@ -87,7 +88,7 @@ def plan(task, config: optim.OptimConfig, total_steps: int, mesh, rules) -> Plan
     )
     extra = jax.tree.map(put, jax.eval_shape(task.init_extra, network.shapes))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return Plan(tx, config.frozen, TrainState(step, placed, opt_state, extra), mesh, rules)
+    return Plan(tx, frozen, TrainState(step, placed, opt_state, extra), mesh, rules)
 
 
 def init(task, made: Plan, key: jax.Array, params: dict | None = None) -> TrainState:
@@ -101,7 +102,9 @@ def init(task, made: Plan, key: jax.Array, params: dict | None = None) -> TrainS
     """
     shardings = made.shardings
     if params is None:
-        params = jax.jit(task.network.init, out_shardings=shardings.params)(key)
+        params = jax.jit(
+            task.network.init, out_shardings=shardings.params, compiler_options=_quick(made.mesh)
+        )(key)
     else:
         sharding.check_shapes(params, task.network.shapes, 'the given parameters')
         params = jax.tree.map(
@@ -118,6 +121,12 @@ def init(task, made: Plan, key: jax.Array, params: dict | None = None) -> TrainS
     rest_shardings = dataclasses.replace(shardings, params={})
     state = jax.jit(rest, out_shardings=rest_shardings)(params)
     return dataclasses.replace(state, params=params)
+
+
+def _quick(mesh) -> dict | None:
+    """The initial law runs once: on a CPU compiling it well takes longer than running it."""
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    return {'xla_backend_optimization_level': 0} if on_cpu else None
 
 
 def from_items(items: dict, step: int, made: Plan) -> TrainState:

@@ -57,8 +57,12 @@ def compiled_step(task, plan: Plan, dtype, batch: dict):
     """
     shardings = plan.shardings
     everywhere = shardings.step
+
+    def train_step(state: TrainState, batch: dict, key: jax.Array):
+        return update(task, plan, dtype, state, batch, key)
+
     return jax.jit(
-        lambda state, batch, key: update(task, plan, dtype, state, batch, key),
+        train_step,
         in_shardings=(shardings, batch_shardings(batch, plan), everywhere),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
@@ -66,13 +70,15 @@ def compiled_step(task, plan: Plan, dtype, batch: dict):
 
 
 def lower(task, plan: Plan, dtype, batch: dict):
-    """The step lowered from shapes alone, for planning; `batch` holds global shapes."""
+    """The step lowered for TPU from shapes alone; `batch` holds global shapes.
+
+    The mesh may be one of devices that are not there, or a `jax.sharding.AbstractMesh`.
+    """
     where = batch_shardings(batch, plan)
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[name])
         for name, x in batch.items()
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return compiled_step(task, plan, dtype, batch).lower(plan.abstract, batch, key)
-
-
+    traced = compiled_step(task, plan, dtype, batch).trace(plan.abstract, batch, key)
+    return traced.lower(lowering_platforms=('tpu',))

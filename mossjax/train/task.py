@@ -14,6 +14,9 @@ class Task(Protocol):
 
     Attributes:
       network: shapes, axes and structure of the parameters (`nn.param.describe`).
+
+    A task may also have `frozen`, path patterns (see `train.optim`) of parameters that are never
+    trained, whatever the config says: constants stored among the weights.
     """
 
     network: Network

@@ -1,0 +1,126 @@
+"""Compiling the real training step for a TPU slice that is not there.
+
+libtpu holds the whole TPU compiler and runs on any machine: what does not lower, or does not fit
+the memory of a chip, fails here. It proves no speed and no numbers.
+"""
+
+import dataclasses
+import hashlib
+import math
+import os
+import re
+import time
+
+import jax
+
+from mossjax.errors import InputError
+
+# Read by libtpu when it is loaded. Without them it asks a metadata server that does not exist,
+# and a second process that compiles aborts.
+_ENVIRONMENT = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+# The compiler's default of 32 MiB of scoped VMEM on v6e is too small for large matmul tiles.
+OPTIONS = {'v6e': {'xla_tpu_scoped_vmem_limit_kib': '98304'}}
+
+
+class OutOfMemory(InputError):
+    """The program does not fit; `needed` and `limit` are in bytes where the compiler says them."""
+
+    def __init__(self, message: str, needed: int | None, limit: int | None):
+        super().__init__(message)
+        self.needed, self.limit = needed, limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device, as the compiler assigned them.
+
+    Attributes:
+      arguments: state and batch. outputs: of which `aliased` reuse the arguments' place.
+      temporaries: activations, gathered weights, gradients.
+      peak: the most that is live at once.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    peak: int
+
+
+def devices(topology: str) -> list:
+    """Devices of an absent slice such as 'v5p:4x4x4' or 'v6e:8x8'.
+
+    Raises:
+      InputError: libtpu is not installed or does not know the slice.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    try:
+        described = topologies.get_topology_desc(platform='tpu', topology_name=topology)
+    except Exception as error:
+        raise InputError(
+            f'topology {topology!r} cannot be described ({error}). It looks like v5p:4x4x4, and '
+            "the compiler comes with: pip install 'jax[tpu]'"
+        ) from error
+    return list(described.devices)
+
+
+def program_hash(lowered) -> str:
+    """sha256 of the lowered program's text without source locations."""
+    return hashlib.sha256(strip_locations(lowered.as_text()).encode()).hexdigest()
+
+
+def strip_locations(text: str) -> str:
+    """StableHLO text without what depends on where a line of Python stands.
+
+    A kernel's body is left out, since its bytes hold file names; its operands stay.
+    """
+    text = re.sub(r'(body\\22: \\22)[A-Za-z0-9+/=]+', r'\1', text)
+    text = re.sub(r'^#loc.*$\n?', '', text, flags=re.MULTILINE)
+    return re.sub(r' loc\((?:[^()]|\([^()]*\))*\)', '', text)
+
+
+def compile_for(lowered, topology: str) -> tuple[Memory, float]:
+    """(memory on each device, seconds it took to compile).
+
+    Raises:
+      OutOfMemory: the chip's memory is too small for the program.
+    """
+    began = time.monotonic()
+    generation = topology.split(':')[0]
+    try:
+        compiled = lowered.compile(compiler_options=OPTIONS.get(generation, {}))
+    except jax.errors.JaxRuntimeError as error:
+        raise _typed(error, topology) from error
+    stats = compiled.memory_analysis()
+    memory = Memory(
+        stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.alias_size_in_bytes,
+        stats.temp_size_in_bytes, stats.peak_memory_in_bytes,
+    )
+    return memory, time.monotonic() - began
+
+
+def _typed(error: Exception, topology: str) -> Exception:
+    text = str(error)
+    if 'RESOURCE_EXHAUSTED' not in text and 'Oom' not in text:
+        return error
+    sizes = re.search(r'[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG])', text)
+    needed, limit = (
+        (_bytes(*sizes.group(1, 2)), _bytes(*sizes.group(3, 4))) if sizes else (None, None)
+    )
+    kind = 'VMEM of a kernel' if 'vmem' in text.lower() else 'HBM'
+    said = f'{sizes.group(0)}' if sizes else text.splitlines()[0]
+    return OutOfMemory(
+        f'{topology}: the step does not fit ({kind}: {said}). Use more chips, fewer rows on each, '
+        "a shorter context, or config.model.remat = 'full'", needed, limit,
+    )
+
+
+def _bytes(number: str, unit: str) -> int:
+    return math.ceil(float(number) * 1024 ** (' KMG'.index(unit)))

@@ -1,0 +1,201 @@
+"""Runs that end well, badly and not at all, and what the next run makes of them."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mossjax.checkpoint import Checkpoints, read_meta, restore_params
+from mossjax.errors import InputError
+from mossjax.parallel import rules
+from mossjax.parallel.mesh import MeshConfig, make_mesh
+from mossjax.train import metrics, state
+from mossjax.train.loop import fit
+from mossjax.train.optim import OptimConfig
+from tests.train.toy_task import D, ToyTask, toy_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def assert_same(a, b):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def losses(workdir):
+    return {line['step']: line['loss'] for line in metrics.read(workdir / 'metrics.jsonl')}
+
+
+def run_apart(workdir, steps, *pairs, **environment):
+    """The toy program in a process of its own; returns its exit code and standard error."""
+    command = [sys.executable, '-m', 'tests.train.toy_task', str(workdir), str(steps), *pairs]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, timeout=300,
+        capture_output=True, text=True,
+    )
+    return done.returncode, done.stderr
+
+
+def loaded(workdir, step=None):
+    """The whole state of a checkpoint."""
+    plan = toy_plan()
+    checkpoints = Checkpoints(workdir / 'checkpoints')
+    items, _ = checkpoints.restore(plan.abstract.items(), step)
+    checkpoints.close()
+    return items
+
+
+def toy_plan(mesh=None):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
+    return state.plan(ToyTask(), OptimConfig(), 20, mesh, rules.preset('fsdp'))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """20 steps in one go, in a process of its own like the runs it is compared with."""
+    workdir = tmp_path_factory.mktemp('whole')
+    assert run_apart(workdir, 20, 'save_every=10')[0] == 0
+    return workdir
+
+
+def test_killed_after_ten_steps_and_resumed_is_bit_equal_to_one_run(tmp_path, whole):
+    stop = f'signal=13@{int(signal.SIGKILL)}@checkpoints/10'
+    assert run_apart(tmp_path, 20, 'save_every=10', stop)[0] == -signal.SIGKILL
+    assert max(losses(tmp_path)) >= 13  # it was past its last checkpoint
+    assert Checkpoints(tmp_path / 'checkpoints').latest() == 10
+    assert run_apart(tmp_path, 20, 'save_every=10')[0] == 0
+    assert losses(tmp_path) == losses(whole)
+    assert sorted(losses(tmp_path)) == list(range(1, 21))
+    assert_same(loaded(tmp_path), loaded(whole))
+
+
+def test_killed_while_it_saves_loses_nothing_that_was_saved(tmp_path, whole):
+    stop = f'signal=6@{int(signal.SIGKILL)}@checkpoints/6.orbax-checkpoint-tmp'
+    assert run_apart(tmp_path, 20, 'save_every=3', stop)[0] == -signal.SIGKILL
+    assert (tmp_path / 'checkpoints' / '6.orbax-checkpoint-tmp').exists()
+    assert loaded(tmp_path, 3)['params']['kernel'].shape == (D, D)
+    assert run_apart(tmp_path, 20, 'save_every=3')[0] == 0
+    assert not list((tmp_path / 'checkpoints').glob('*tmp*'))
+    assert losses(tmp_path) == losses(whole)
+    assert_same(loaded(tmp_path), loaded(whole))
+
+
+def test_sigterm_saves_exits_with_zero_and_resumes(tmp_path, whole):
+    code, error = run_apart(tmp_path, 20, 'save_every=1000', f'signal=5@{int(signal.SIGTERM)}')
+    assert code == 0, error
+    (saved,) = (int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
+    assert 5 <= saved < 20 and max(losses(tmp_path)) == saved
+    assert run_apart(tmp_path, 20, 'save_every=1000')[0] == 0
+    assert losses(tmp_path) == losses(whole)
+    assert_same(loaded(tmp_path), loaded(whole))
+
+
+def test_full_disk_is_reported_and_the_last_checkpoint_still_loads(tmp_path):
+    """A limit on the size of files stands for a full disk: the writer's own calls fail."""
+    assert run_apart(tmp_path, 2)[0] == 0
+    before = loaded(tmp_path, 2)
+    program = (
+        'import resource, sys, runpy; sys.argv = sys.argv[1:]; import tests.train.toy_task as t; '
+        'run = t.ToyTask.batch; '
+        't.ToyTask.batch = lambda self, step: ('
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)), run(self, step))[1]; t.main()'
+    )
+    command = [sys.executable, '-c', program, 'toy', str(tmp_path), '6', 'log_every=1000']
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ, timeout=300, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert 'InputError' in done.stderr and 'free space' in done.stderr
+    assert_same(loaded(tmp_path, 2), before)
+    assert run_apart(tmp_path, 6)[0] == 0
+    assert Checkpoints(tmp_path / 'checkpoints').latest() == 6
+
+
+def test_torn_checkpoint_is_cleaned_and_the_one_before_used(tmp_path):
+    first = fit(ToyTask(), toy_config(4), tmp_path)
+    torn = tmp_path / 'checkpoints' / '6.orbax-checkpoint-tmp'
+    (torn / 'params').mkdir(parents=True)
+    (torn / 'params' / 'half').write_bytes(b'\0' * 100)
+    again = fit(ToyTask(), toy_config(4), tmp_path)
+    assert not torn.exists()
+    assert_same(again, first)
+
+
+def test_restores_onto_another_mesh(tmp_path):
+    done = fit(ToyTask(), toy_config(4), tmp_path)  # eight devices, kernel divided over fsdp
+    assert done.params['kernel'].sharding.spec[0] == 'fsdp'
+    for mesh in (make_mesh(MeshConfig(data=4, fsdp=2)), make_mesh(MeshConfig(), jax.devices()[:1])):
+        plan = toy_plan(mesh)
+        checkpoints = Checkpoints(tmp_path / 'checkpoints')
+        items, meta = checkpoints.restore(plan.abstract.items())
+        checkpoints.close()
+        assert_same(items, done.items())
+        assert items['params']['kernel'].sharding == plan.abstract.params['kernel'].sharding
+    assert meta['step'] == 4 and meta['config']['optim']['warmup_steps'] == 2
+
+
+def test_parameters_alone(tmp_path):
+    done = fit(ToyTask(), toy_config(2), tmp_path)
+    abstract = toy_plan().abstract.params
+    params, meta = restore_params(tmp_path / 'checkpoints', abstract)
+    assert_same(params, done.params)
+    assert meta == read_meta(tmp_path / 'checkpoints')
+    wrong = {'kernel': jax.ShapeDtypeStruct((D, D + 1), np.float32), 'gain': abstract['bias']}
+    with pytest.raises(InputError) as caught:
+        restore_params(tmp_path / 'checkpoints', wrong)
+    for fault in ('missing gain (8,)', 'unexpected bias (8,)', 'kernel has shape (8, 8)', 'config'):
+        assert fault in str(caught.value)
+    with pytest.raises(InputError, match=r'holds steps \[2\], not step 7'):
+        restore_params(tmp_path / 'checkpoints', abstract, 7)
+    with pytest.raises(InputError, match='no checkpoint'):
+        restore_params(tmp_path / 'nothing', abstract)
+
+
+def test_starts_from_given_parameters(tmp_path, rng):
+    given = {
+        'kernel': rng.normal(size=(D, D)).astype(np.float32), 'bias': np.ones(D, np.float32)
+    }
+    frozen = toy_config(2, **{'optim.frozen': ('kernel',)})
+    done = fit(ToyTask(), frozen, tmp_path, init_from=given)
+    np.testing.assert_array_equal(done.params['kernel'], given['kernel'])
+    assert (np.asarray(done.params['bias']) != 1).any()
+    with pytest.raises(InputError, match=r'missing bias \(8,\)'):
+        fit(ToyTask(), frozen, tmp_path / 'other', init_from={'kernel': given['kernel']})
+
+
+def test_stops_at_a_loss_that_is_not_finite_and_saves_nothing_after_it(tmp_path):
+    config = toy_config(8, log_every=2, save_every=2)
+    with pytest.raises(FloatingPointError, match=r'at step 6 \(of steps 5 to 6\)'):
+        fit(ToyTask(poison=5), config, tmp_path)
+    assert sorted(p.name for p in (tmp_path / 'checkpoints').glob('[0-9]*')) == ['2', '4']
+
+
+def test_metrics_files(tmp_path):
+    fit(ToyTask(), toy_config(4, log_every=2), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines] == [2, 4]
+    for line in lines:
+        rate = line['tokens_per_second'] * line['seconds_per_step']
+        np.testing.assert_allclose(rate, 8 * D, rtol=1e-6)
+    (events,) = (tmp_path / 'tensorboard').iterdir()
+    data = events.read_bytes()
+    assert b'loss' in data and b'tokens_per_second' in data
+
+
+def test_batch_that_does_not_divide_is_refused_before_anything_is_compiled(tmp_path):
+    class Odd(ToyTask):
+        def batch(self, step):
+            return {name: x[:6] for name, x in super().batch(step).items()}
+
+    with pytest.raises(InputError, match="'x' of shape .6, 8.*multiple of the 8"):
+        fit(Odd(), toy_config(), tmp_path)

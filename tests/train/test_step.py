@@ -1,0 +1,82 @@
+"""One step on one device against the same step on eight, and what freezing leaves alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mossjax.parallel import rules, sharding
+from mossjax.parallel.mesh import MeshConfig, make_mesh
+from mossjax.train import optim, state, step
+from mossjax.train.optim import OptimConfig
+from tests.tiny_lm import tiny_params
+from tests.train.tiny_task import tiny_task
+
+MESHES = {
+    'fsdp': MeshConfig(data=2, fsdp=4),
+    'fsdp_tensor': MeshConfig(data=2, fsdp=2, tensor=2),
+}
+STEPS = 10
+
+
+def train(preset: str, mesh, steps: int, config: OptimConfig, dtype=jnp.float32):
+    """(plan, losses, gradient norms, states before and after)."""
+    task = tiny_task()
+    plan = state.plan(task, config, STEPS, mesh, rules.preset(preset))
+    now = state.init(task, plan, jax.random.key(0), tiny_params(task.config))
+    first = jax.device_get(now.params)
+    run = step.compiled_step(task, plan, dtype, task.batch(0))
+    losses, norms = [], []
+    for i in range(steps):
+        rows = task.batch(i % 2)
+        batch = sharding.put_batch(rows, mesh, plan.rules)
+        now, metrics = run(now, batch, jax.random.key(1))
+        losses.append(float(metrics['loss']))
+        norms.append(float(metrics['grad_norm']))
+    return plan, np.array(losses), np.array(norms), first, now
+
+
+@pytest.fixture(scope='module')
+def alone():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return train('fsdp', mesh, STEPS, OptimConfig(peak_lr=1e-2, warmup_steps=2))
+
+
+@pytest.mark.parametrize('preset', sorted(MESHES))
+def test_eight_devices_equal_one(alone, preset):
+    config = OptimConfig(peak_lr=1e-2, warmup_steps=2)
+    plan, losses, norms, _, now = train(preset, make_mesh(MESHES[preset]), STEPS, config)
+    np.testing.assert_allclose(losses, alone[1], atol=1e-5)
+    np.testing.assert_allclose(norms, alone[2], rtol=1e-4)
+    assert losses[-1] < losses[0] - 0.1
+    for got, want in zip(*map(jax.tree.leaves, (now.opt_state, alone[4].opt_state)), strict=True):
+        # The first moment is a mean of gradients, so this compares gradients leaf by leaf.
+        np.testing.assert_allclose(got, want, atol=1e-4 * max(float(jnp.abs(want).max()), 1e-12))
+    spec = now.params['trunk']['mlp']['gate'].sharding.spec
+    assert spec[1] == 'fsdp' and (spec[2] == 'tensor') == (preset == 'fsdp_tensor')
+    assert sharding.bytes_per_device(plan.abstract.params) < 4 * optim.count(now.params) / 3
+
+
+def test_frozen_parameters_stay_bit_identical_and_have_no_optimiser_state():
+    config = OptimConfig(peak_lr=1e-2, warmup_steps=0, frozen=('trunk/.*', 'text_.*'))
+    mesh = make_mesh(MESHES['fsdp'])
+    _, _, _, first, now = train('fsdp', mesh, 2, config)
+    _, frozen_before = optim.split(first, config.frozen)
+    trained_before, _ = optim.split(first, config.frozen)
+    trained, frozen = optim.split(jax.device_get(now.params), config.frozen)
+    for a, b in zip(*map(jax.tree.leaves, (frozen, frozen_before)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(*map(jax.tree.leaves, (trained, trained_before)), strict=True):
+        assert (a != b).any()
+    counters = sum(x.size for x in jax.tree.leaves(now.opt_state) if x.ndim == 0)
+    assert optim.count(now.opt_state) - counters == 2 * optim.count(trained)
+    assert set(trained) == {'audio_embed', 'audio_branch', 'audio_norm', 'audio_head'}
+
+
+def test_bfloat16_compute_keeps_float32_state_and_close_losses(alone):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    config = OptimConfig(peak_lr=1e-2, warmup_steps=2)
+    _, losses, _, _, now = train('fsdp', mesh, 3, config, jnp.bfloat16)
+    assert {x.dtype for x in jax.tree.leaves(now.params)} == {jnp.dtype('float32')}
+    np.testing.assert_allclose(losses, alone[1][:3], rtol=5e-3)
+    assert (losses != alone[1][:3]).any()
