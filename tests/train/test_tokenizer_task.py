@@ -123,14 +123,14 @@ def test_forward_of_the_recogniser(upstream):
     task, params, recorded = upstream
     model = task.network.bind(params)
     batch = task.batch(0)
-    p = model.encoder(batch['features'])
+    p = jax.jit(model.encoder)(batch['features'])
     np.testing.assert_allclose(p, recorded['step1_pooled'], atol=1e-4)
     codes = task.start.codes
     np.testing.assert_array_equal(
         np.asarray(quantizer.nearest(p, codes))[batch['mask']],
         recorded['step1_ids'][batch['mask']],
     )
-    hidden = model.upper(codes[recorded['step1_ids']])
+    hidden = jax.jit(model.upper)(codes[recorded['step1_ids']])
     np.testing.assert_allclose(hidden, recorded['step1_encoder_last_hidden'], atol=1e-4)
     head = model.heads['text']
     logits = head.logits(head(batch['text'], hidden, batch['mask']))
@@ -171,11 +171,23 @@ def from_nothing(**changes) -> TokenizerTask:
     return TokenizerTask(TINY, tones, **(settings | changes))
 
 
-def test_learns_tones_through_the_codebook():
+@pytest.fixture(scope='module')
+def fresh():
+    """Fresh parameters; all tasks `from_nothing` share them."""
+    return jax.jit(from_nothing().network.init)(jax.random.key(0))
+
+
+@pytest.fixture(scope='module')
+def plain_loss():
+    """(task without distortion and warm-up, its compiled loss)."""
+    task = from_nothing(inputs=tokenizer_task.plain, warmup=0)
+    return task, jax.jit(task.loss)
+
+
+def test_learns_tones_through_the_codebook(fresh):
     import optax
 
-    task = from_nothing()
-    params = task.network.init(jax.random.key(0))
+    task, params = from_nothing(), fresh
     extra = task.init_extra(params)
     adam = optax.adam(3e-3)
     opt = adam.init(params)
@@ -190,7 +202,8 @@ def test_learns_tones_through_the_codebook():
 
     log = []
     for i in range(90):
-        params, opt, extra, metrics = step(params, opt, extra, task.batch(i), jax.random.key(i))
+        before = params, opt, extra
+        params, opt, extra, metrics = step(*before, task.batch(i), jax.random.key(i))
         log.append(jax.tree.map(float, metrics))
     assert log[29]['commitment'] == 0.0 and log[30]['commitment'] > 0.0
     assert extra['codebook'].updates == 60
@@ -198,49 +211,39 @@ def test_learns_tones_through_the_codebook():
     # Four pitches: chance is .25; all of it must pass through 16 codes.
     assert np.mean([m['phone_accuracy'] for m in log[-5:]]) > 0.7
     assert np.mean([m['ctc'] for m in log[-5:]]) < 0.6 * log[0]['ctc']
+    # A step is a function of its arguments, the key among them.
+    again = step(*before, task.batch(89), jax.random.key(89))
+    jax.tree.map(np.testing.assert_array_equal, again, (params, opt, extra, metrics))
+    assert step(*before, task.batch(89), jax.random.key(90))[3]['ctc'] != metrics['ctc']
 
 
-def test_the_step_is_a_function_of_its_arguments():
-    task = from_nothing()
-    params = task.network.init(jax.random.key(0))
-    loss = jax.jit(task.loss)
-    extra = task.init_extra(params)
-    first, again = (loss(params, extra, task.batch(3), jax.random.key(7)) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    other = loss(params, extra, task.batch(3), jax.random.key(8))
-    assert other[0] != first[0]
-
-
-def test_padding_changes_nothing():
+def test_padding_changes_nothing(fresh, plain_loss):
     """More zeros behind the audio leave the loss and the codebook alone."""
-    task = from_nothing(inputs=tokenizer_task.plain, warmup=0)
-    params = task.network.init(jax.random.key(0))
+    task, loss = plain_loss
     batch = tones(0)
-    # 80 ms of silence already there, so that the last frame reflects silence either way.
-    batch['audio'] = np.pad(batch['audio'], ((0, 0), (0, 1280)))
-    batch['phones'] = np.pad(batch['phones'], ((0, 0), (0, 4)), constant_values=-1)
+    # The rows end in 80 ms of silence, so that the last frame reflects silence either way.
+    batch['lengths'] = np.minimum(batch['lengths'], 7 * 1280)
+    batch['audio'][:, 7 * 1280 :] = 0
     wide = dict(
         batch, audio=np.pad(batch['audio'], ((0, 0), (0, 2560))),
         phones=np.pad(batch['phones'], ((0, 0), (0, 8)), constant_values=3),
     )
-    extra = task.init_extra(params)
-    loss = jax.jit(task.loss)
+    extra = task.init_extra(fresh)
     (a, (_, short)), (b, (_, long)) = (
-        loss(params, extra, x, jax.random.key(0)) for x in (batch, wide)
+        loss(fresh, extra, x, jax.random.key(0)) for x in (batch, wide)
     )
     np.testing.assert_allclose(a, b, rtol=1e-5)
     np.testing.assert_allclose(short['codebook'].codes, long['codebook'].codes, atol=1e-5)
 
 
-def test_bfloat16_network_keeps_a_float32_codebook():
-    task = from_nothing(warmup=0, inputs=tokenizer_task.plain)
-    params = task.network.init(jax.random.key(0))
-    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    extra = task.init_extra(params)
-    assert task.network.bind(low).encoder(jnp.zeros((1, 8, TINY.mels))).dtype == jnp.bfloat16
-    loss = jax.jit(task.loss)
+def test_bfloat16_network_keeps_a_float32_codebook(fresh, plain_loss):
+    task, loss = plain_loss
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), fresh)
+    extra = task.init_extra(fresh)
+    vectors = jax.eval_shape(task.network.bind(low).encoder, jnp.zeros((1, 8, TINY.mels)))
+    assert vectors.dtype == jnp.bfloat16
     (a, (_, exact)), (b, (metrics, rough)) = (
-        loss(p, extra, task.batch(0), jax.random.key(0)) for p in (params, low)
+        loss(p, extra, task.batch(0), jax.random.key(0)) for p in (fresh, low)
     )
     assert all(x.dtype == jnp.float32 for x in (b, *metrics.values()))
     assert rough['codebook'].codes.dtype == jnp.float32

@@ -114,7 +114,9 @@ def test_start_and_padding_ids_reach_the_decoder(rng):
     def hidden(**ids):
         config = dataclasses.replace(SMALL, **ids)
         net = describe(lambda rngs: asr.TextDecoder(config, rngs=rngs))
-        return np.asarray(net.bind(net.init(jax.random.key(0)))(labels, speech, valid))
+        return np.asarray(
+            jax.jit(lambda key: net.bind(net.init(key))(labels, speech, valid))(jax.random.key(0))
+        )
 
     base = hidden()
     assert np.abs(hidden(start_id=5) - base)[0, 0].max() > 1e-3
