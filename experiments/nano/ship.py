@@ -18,23 +18,36 @@ from pathlib import Path
 import random
 import re
 import shutil
+import subprocess
 
 from absl import flags
 import jax
+import numpy as np
 
 from experiments.nano import render
 from experiments.nano import world as worlds
-from experiments.nano.ogg import QUALITY, encode
+from experiments.nano.ogg import encode
 from experiments.nano.script import start
 from mossjax.convert.codec_flow import open_flow
 from mossjax.convert.codec_tokenizer import open_tokenizer
 from mossjax.convert.directories import new_directory, open_lm, read_json
 from mossjax.errors import InputError
 from mossjax.eval.demo_table import STAGES
-from mossjax.infer.assets import CODEC_FILES, HELDOUT, LM_FILES, NEVER_SPOKEN, Clip, sha256
+from mossjax.infer import audio
+from mossjax.infer.assets import (
+    CODEC_FILES,
+    HELDOUT,
+    LM_FILES,
+    NEVER_SPOKEN,
+    RATE,
+    Clip,
+    sha256,
+)  # fmt: skip
 from mossjax.models.lm.dialogue import SystemPrompts
 
 LIMIT = 12_000_000  # bytes, all files together
+QUESTIONS, NEVER = 120, 45  # to ask: of spoken facts, of facts never spoken
+QUALITY = 0.4  # of Vorbis; leaves the recordings an error 24 dB below the signal
 OUT = 'mossjax/assets/nano'
 LICENCE = '/usr/share/doc/flite/copyright'
 NOTICE = """\
@@ -72,14 +85,15 @@ class Run:
 
 
 def pack(
-    run: Run, out: Path, *, flite: str, licence: str, questions: int = 132, never_spoken: int = 48,
-    seed: int = 0, limit: int = LIMIT,
+    run: Run, out: Path, *, flite: str, licence: str, questions: int = QUESTIONS,
+    never_spoken: int = NEVER, quality: float = QUALITY, seed: int = 0, limit: int = LIMIT,
 ) -> dict[str, int]:
     """Writes `out`, whole or not at all.
 
     Args:
       flite: the version that spoke. licence: its text.
       questions, never_spoken: how many of each to take along.
+      quality: of Vorbis, 0 to 1.
       limit: bytes of all files together.
 
     Returns:
@@ -97,10 +111,10 @@ def pack(
     with new_directory(out) as folder:
         _copy(run.lm, folder / 'lm', LM_FILES)
         _copy(run.codec, folder / 'codec', CODEC_FILES)
-        _write_recordings(drawn, run.recordings, folder / 'recordings')
+        _write_recordings(drawn, run.recordings, folder / 'recordings', quality)
         shutil.copyfile(run.recordings / 'world.json', folder / 'world.json')
         (folder / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
-        _write_notice(folder, flite, licence)
+        _write_notice(folder, flite, licence, quality)
         sizes = {name: (folder / name).stat().st_size for name in _names(folder)}
         _check_size(sizes, limit)
     return sizes
@@ -170,7 +184,7 @@ def _check_size(sizes: dict[str, int], limit: int) -> None:
         listed = ', '.join(f'{name} {size / 1e6:.2f} MB' for name, size in largest)
         raise InputError(
             f'{total / 1e6:.2f} MB, the limit is {limit / 1e6:.2f} MB ({listed}); take fewer '
-            'questions, store the codec in bfloat16, or train a smaller model'
+            'questions, a lower --quality, store the codec in bfloat16, or train a smaller model'
         )
 
 
@@ -234,25 +248,25 @@ def _copy(source: Path, out: Path, names: Sequence[str]) -> None:
         shutil.copyfile(source / name, out / name)
 
 
-def _write_recordings(drawn: list[dict], recordings: Path, out: Path) -> None:
+def _write_recordings(drawn: list[dict], recordings: Path, out: Path, quality: float) -> None:
+    out.mkdir()
+    waves: dict[str, list[np.ndarray]] = {}
     clips = []
     for line in drawn:
-        kind, split = line['kind'], line['split']
-        stem = f'{line["fact"]:04d}_{line["speaker"]}' if kind == 'question' else (
-            line['text'].split()[-1]
-        )
-        name = f'{split if kind == "question" else kind}/{stem}.ogg'
-        path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(recordings / split / line['audio'], serial=len(clips)))
+        file = f'{line["split"] if line["kind"] == "question" else "answers"}.ogg'
+        so_far = waves.setdefault(file, [])
+        start = sum(map(len, so_far))
+        so_far.append(audio.load(recordings / line['split'] / line['audio'], RATE))
+        kept = {name: line[name] for name in ('kind', 'split', 'text', 'speaker', 'rate', 'fact')}
+        length = len(so_far[-1])
         clips.append(
-            Clip(
-                name, kind, split, line['text'], line['speaker'], line['rate'], line['fact'],
-                line['seconds'], sha256(path),
-            )
-        )  # fmt: skip
+            Clip(file, **kept, start=start, frames=length, seconds=round(length / RATE, 4))
+        )
+    for serial, (file, parts) in enumerate(waves.items()):
+        (out / file).write_bytes(encode(np.concatenate(parts), RATE, quality, serial))
     lines = ',\n'.join(json.dumps(dataclasses.asdict(clip)) for clip in clips)
-    (out / 'index.json').write_text(f'{{"recordings": [\n{lines}\n]}}\n')
+    hashes = json.dumps({file: sha256(out / file) for file in waves}, indent=1)
+    (out / 'index.json').write_text(f'{{"files": {hashes},\n"recordings": [\n{lines}\n]}}\n')
 
 
 # ------------------------------------------------------------------------------------- NOTICE
@@ -264,7 +278,11 @@ def flite_version() -> str:
     Raises:
       InputError: flite is missing or says nothing of the kind.
     """
-    printed = render._run(['flite', '--version'])
+    try:  # it prints its version and ends with an error code
+        done = subprocess.run(['flite', '--version'], capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise InputError(render.INSTALL) from error
+    printed = done.stdout + done.stderr
     found = re.search(r'version:\s*(\S.*?)\s*$', printed, re.MULTILINE)
     if found is None:
         raise InputError(f'flite --version says no version: {printed!r}; {render.INSTALL}')
@@ -290,10 +308,10 @@ def flite_licence(path: str | Path) -> str:
     return '\n'.join(f'    {line}'.rstrip() for line in lines)
 
 
-def _write_notice(folder: Path, flite: str, licence: str) -> None:
+def _write_notice(folder: Path, flite: str, licence: str, quality: float) -> None:
     hashes = '\n'.join(f'{sha256(folder / name)}  {name}' for name in _names(folder))
     text = NOTICE.format(
-        flite=flite, voices=', '.join(render.VOICES), quality=QUALITY, licence=licence,
+        flite=flite, voices=', '.join(render.VOICES), quality=quality, licence=licence,
         hashes=hashes,
     )  # fmt: skip
     (folder / 'NOTICE').write_text(text)
@@ -309,10 +327,10 @@ def main() -> None:
     sizes = pack(
         run, Path(given.out), flite=flite_version(), licence=flite_licence(given.licence),
         questions=given.questions, never_spoken=given.never_spoken, seed=given.seed,
+        quality=given.quality,
     )  # fmt: skip
     for name, size in sizes.items():
-        if not name.endswith('.ogg'):
-            print(f'{size:10,d}  {name}')
+        print(f'{size:10,d}  {name}')
     print(f'{sum(sizes.values()):10,d}  in {len(sizes)} files under {given.out}')
 
 
@@ -323,7 +341,8 @@ if __name__ == '__main__':
     flags.DEFINE_string('report', None, 'report.json of the run', required=True)
     flags.DEFINE_string('out', OUT, 'directory to write; must not exist')
     flags.DEFINE_string('licence', LICENCE, 'copyright file of the flite package')
-    flags.DEFINE_integer('questions', 132, 'held-out questions to ship', lower_bound=100)
-    flags.DEFINE_integer('never_spoken', 48, 'never-spoken questions to ship', lower_bound=1)
+    flags.DEFINE_integer('questions', QUESTIONS, 'held-out questions to ship', lower_bound=100)
+    flags.DEFINE_integer('never_spoken', NEVER, 'never-spoken questions to ship', lower_bound=1)
+    flags.DEFINE_float('quality', QUALITY, 'of Vorbis', lower_bound=0.0, upper_bound=1.0)
     flags.DEFINE_integer('seed', 0, 'of the draw')
     start(main)

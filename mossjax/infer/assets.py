@@ -3,8 +3,8 @@
     lm/            config.json, generation_config.json, model.safetensors, tokenizer files
     codec/         config.json, preprocessor_config.json, model.safetensors, flow/
     world.json     the facts, and which of them no training audio ever said
-    recordings/    index.json and the recordings it lists: questions that no training heard, and
-                   the recorded answers
+    recordings/    questions that no training heard, and the recorded answers; one after the other
+                   in a few Ogg files (a header each would double their size), as index.json lists
     report.json    what the training run noted about itself
     NOTICE         origin, licences and hashes
 
@@ -24,6 +24,7 @@ import numpy as np
 from mossjax.convert.directories import read_json
 from mossjax.errors import InputError
 from mossjax.infer import audio
+from mossjax.ops.resample import resample
 
 LM_FILES = (
     'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json',
@@ -38,6 +39,7 @@ FILES = (
     *(f'codec/{name}' for name in CODEC_FILES),
     'world.json', 'recordings/index.json', 'report.json', 'NOTICE',
 )  # fmt: skip
+RATE = 16000  # Hz, of the recordings
 HELDOUT, NEVER_SPOKEN = 'heldout', 'never_spoken'
 
 
@@ -61,11 +63,12 @@ class Clip:
     """One recording of index.json.
 
     Attributes:
-      file: path below `recordings/`.
+      file: of `recordings/` that holds it, from sample `start` on, `frames` samples.
       kind: 'question' or 'answer'.
       split: 'heldout', 'never_spoken' or, for answers, 'train'.
       fact: id of the fact asked about, -1 for an answer.
       rate: flite's duration_stretch: above 1 is slower.
+      seconds: its length, frames / 16000.
     """
 
     file: str
@@ -75,17 +78,20 @@ class Clip:
     speaker: str
     rate: float
     fact: int
+    start: int
+    frames: int
     seconds: float
-    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Assets:
-    """An opened directory of the layout above."""
+    """An opened directory of the layout above; `files` are the SHA-256 of the recordings."""
 
     root: pathlib.Path
     facts: dict[int, Fact]
     clips: tuple[Clip, ...]
+    files: dict[str, str]
+    _loaded: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, root: str | os.PathLike) -> 'Assets':
@@ -102,8 +108,9 @@ class Assets:
                 'model with: python -m experiments.nano.ship'
             )
         facts = _parse(root / 'world.json', 'facts', Fact)
-        clips = _parse(root / 'recordings' / 'index.json', 'recordings', Clip)
-        assets = cls(root, {fact.id: fact for fact in facts}, tuple(clips))
+        index = root / 'recordings' / 'index.json'
+        clips, files = _parse(index, 'recordings', Clip), read_json(index).get('files', {})
+        assets = cls(root, {fact.id: fact for fact in facts}, tuple(clips), files)
         for clip in clips:
             if clip.kind == 'question' and clip.fact not in assets.facts:
                 raise InputError(
@@ -144,10 +151,16 @@ class Assets:
         Raises:
           InputError: the file is missing or is not the one that was packed.
         """
-        path = self.root / 'recordings' / clip.file
-        if not path.is_file() or sha256(path) != clip.sha256:
+        whole = self._whole(clip.file)
+        return resample(whole[clip.start : clip.start + clip.frames], RATE, rate)
+
+    def _whole(self, file: str) -> np.ndarray:
+        if file in self._loaded:
+            return self._loaded[file]
+        path = self.root / 'recordings' / file
+        if not path.is_file() or sha256(path) != self.files.get(file):
             raise InputError(f'{path} is not the file that was packed; copy the directory again')
-        return audio.load(path, rate)
+        return self._loaded.setdefault(file, audio.load(path, RATE))
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of everything that decides an answer: weights, configurations, tokenizer."""
