@@ -41,7 +41,7 @@ class Memory:
     Attributes:
       arguments: state and batch. outputs: of which `aliased` reuse the arguments' place.
       temporaries: activations, gathered weights, gradients.
-      peak: the most that is live at once.
+      peak: the compiler's own peak, which may lie below what it set aside.
     """
 
     arguments: int
@@ -49,6 +49,11 @@ class Memory:
     aliased: int
     temporaries: int
     peak: int
+
+    @property
+    def total(self) -> int:
+        """Set aside on each device for one step."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 def devices(topology: str) -> list:
@@ -61,8 +66,14 @@ def devices(topology: str) -> list:
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
+    sizes = [int(n) for n in re.findall(r'\d+', topology.partition(':')[2])]
+    host = {}
+    if math.prod(sizes) < 4:  # smaller than the host libtpu assumes
+        host = {'chips_per_host_bounds': tuple([*sizes, 1, 1][:3])}
     try:
-        described = topologies.get_topology_desc(platform='tpu', topology_name=topology)
+        described = topologies.get_topology_desc(
+            platform='tpu', topology_name=topology, **host
+        )
     except Exception as error:
         raise InputError(
             f'topology {topology!r} cannot be described ({error}). It looks like v5p:4x4x4, and '
@@ -72,18 +83,16 @@ def devices(topology: str) -> list:
 
 
 def program_hash(lowered) -> str:
-    """sha256 of the lowered program's text without source locations."""
-    return hashlib.sha256(strip_locations(lowered.as_text()).encode()).hexdigest()
+    """sha256 of the lowered program's text, which holds no source locations."""
+    return hashlib.sha256(without_kernels(lowered.as_text()).encode()).hexdigest()
 
 
-def strip_locations(text: str) -> str:
-    """StableHLO text without what depends on where a line of Python stands.
+def without_kernels(text: str) -> str:
+    """The text without the bodies of Pallas kernels: their bytes hold paths of source files.
 
-    A kernel's body is left out, since its bytes hold file names; its operands stay.
+    The calls with their operands stay, among them tables whose shapes follow the block sizes.
     """
-    text = re.sub(r'(body\\22: \\22)[A-Za-z0-9+/=]+', r'\1', text)
-    text = re.sub(r'^#loc.*$\n?', '', text, flags=re.MULTILINE)
-    return re.sub(r' loc\((?:[^()]|\([^()]*\))*\)', '', text)
+    return re.sub(r'(body\\22: \\22)[A-Za-z0-9+/=]+', r'\1', text)
 
 
 def compile_for(lowered, topology: str) -> tuple[Memory, float]:
@@ -110,7 +119,9 @@ def _typed(error: Exception, topology: str) -> Exception:
     text = str(error)
     if 'RESOURCE_EXHAUSTED' not in text and 'Oom' not in text:
         return error
-    sizes = re.search(r'[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG])', text)
+    sizes = re.search(
+        r'([\d.]+)([KMG])\)? (?:of|exceeds available \w+) \(?([\d.]+)([KMG])', text
+    )
     needed, limit = (
         (_bytes(*sizes.group(1, 2)), _bytes(*sizes.group(3, 4))) if sizes else (None, None)
     )
