@@ -130,7 +130,7 @@ def _control_rows(controls: dict[str, list[dict]]) -> list[Row]:
 def table(found: Sequence[Line]) -> str:
     """The lines as text, section by section."""
     width = max(len(line.row.name) for line in found)
-    head = f'{"":{width + 2}}score   95% interval  count  gate            meaning'
+    head = f'{"":{width + 2}} score  95% interval   count  gate            meaning'
     text = []
     for section, title in SECTIONS.items():
         own = [line for line in found if line.section == section]
