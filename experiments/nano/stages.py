@@ -90,7 +90,10 @@ def save_model(workdir: Path, name: str, params: dict, dtype=None) -> Path:
     target = workdir / name
     shutil.rmtree(target, ignore_errors=True)
     prompts = dataclasses.asdict(examples.PROMPTS)
-    generation = {'do_sample': False, 'max_new_tokens': 64, 'system_prompts': prompts}
+    generation = {
+        'do_sample': False, 'max_new_tokens': 64, 'repetition_penalty': 1.0,
+        'system_prompts': prompts,
+    }  # fmt: skip
     files = {n: workdir / 'text' / n for n in ('tokenizer.json', 'tokenizer_config.json')}
     files['generation_config.json'] = (json.dumps(generation, indent=2) + '\n').encode()
     params = jax.tree.map(np.asarray, params) if dtype is None else bfloat16(params)
