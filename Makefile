@@ -26,8 +26,8 @@ test: $(INSTALLED)-test  ## the whole test suite (ARGS='-k name' for a part of i
 nano: $(INSTALLED)-demo  ## train the nano model of the demo from nothing: writes runs/nano/
 	$(PY) -m experiments.nano.run --workdir runs/nano $(ARGS)
 
-proofs: $(INSTALLED)-test  ## the long checks that back the README's claims: writes runs/proofs/
-	$(PY) -m experiments.proofs.run --out runs/proofs $(ARGS)
+proofs: $(INSTALLED)-test  ## the long checks that back the README's claims: writes experiments/proofs/*.json
+	$(PY) -m experiments.proofs.run $(ARGS)
 
 lint: $(INSTALLED)-lint  ## ruff
 	$(PY) -m ruff check .
