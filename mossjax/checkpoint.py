@@ -11,10 +11,11 @@ import contextlib
 import errno
 import importlib.metadata
 import logging as logging_lib
-import pathlib
+import os
 from typing import Any
 
 from absl import logging
+from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
@@ -42,8 +43,8 @@ class Checkpoints:
       directory: made if absent; temporary directories of writers that died are removed.
     """
 
-    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
-        self.directory = _absolute(directory)
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+        self.directory = as_path(directory)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
@@ -98,7 +99,7 @@ class Checkpoints:
 
 
 def restore_params(
-    directory: str | pathlib.Path, abstract: dict, step: int | None = None
+    directory: str | os.PathLike, abstract: dict, step: int | None = None
 ) -> tuple[dict, dict]:
     """(parameters, meta) of a checkpoint directory; nothing else is read from disk.
 
@@ -111,7 +112,7 @@ def restore_params(
     return trees['params'], meta
 
 
-def read_meta(directory: str | pathlib.Path, step: int | None = None) -> dict:
+def read_meta(directory: str | os.PathLike, step: int | None = None) -> dict:
     """The JSON item of a checkpoint.
 
     Raises:
@@ -122,7 +123,7 @@ def read_meta(directory: str | pathlib.Path, step: int | None = None) -> dict:
         return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
 
-def stored_shapes(directory: str | pathlib.Path, step: int | None = None) -> dict:
+def stored_shapes(directory: str | os.PathLike, step: int | None = None) -> dict:
     """Names, shapes and dtypes of the stored parameters, read without the arrays."""
     directory, step = _find(directory, step)
     return _shapes(directory / str(step) / 'params')
@@ -137,14 +138,14 @@ def versions() -> dict[str, str]:
 _READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
 
 
-def _absolute(directory) -> Any:
-    """Local paths made absolute (Orbax wants it); 'gs://...' left as it is."""
-    text = str(directory)
-    return ocp.path.utils.epath.Path(text) if '://' in text else pathlib.Path(text).absolute()
+def as_path(directory) -> epath.Path:
+    """A directory on a disk, made absolute (Orbax wants it), or in a bucket ('gs://...')."""
+    text = os.fspath(directory)
+    return epath.Path(text if '://' in text else os.path.abspath(text))
 
 
 def _find(directory, step):
-    directory = _absolute(directory)
+    directory = as_path(directory)
     steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) \
         if directory.is_dir() else []
     if not steps or (step is not None and step not in steps):
@@ -167,8 +168,6 @@ def _shapes(item) -> dict:
 
 def _restore(manager, directory, step, abstract) -> tuple[dict, dict]:
     where = f'checkpoint {directory}, step {step}: its parameters'
-    if 'params' in abstract:
-        check_shapes(_shapes(directory / str(step) / 'params'), abstract['params'], where)
     wanted = {name: tree for name, tree in abstract.items() if _leaves(tree)}
     args = {
         name: ocp.args.PyTreeRestore(
@@ -177,14 +176,20 @@ def _restore(manager, directory, step, abstract) -> tuple[dict, dict]:
         for name, tree in wanted.items()
     }
     try:
+        if 'params' in abstract:
+            check_shapes(_shapes(directory / str(step) / 'params'), abstract['params'], where)
         found = manager.restore(
             step, args=ocp.args.Composite(**args, meta=ocp.args.JsonRestore())
         )
+    except InputError:
+        raise
     except (ValueError, KeyError, FileNotFoundError) as error:
+        said = str(error).split(' [tensorstore_spec')[0]
         raise InputError(
-            f'checkpoint {directory}, step {step} cannot be read as {", ".join(wanted)}: {error}. '
+            f'checkpoint {directory}, step {step} cannot be read as {", ".join(wanted)}: {said}. '
             'If optim.frozen or the optimiser changed, start a new workdir from its parameters '
-            'with --config.init_from'
+            f'with --config.init_from; if its files are damaged, remove the folder {step} to go on '
+            'from the checkpoint before it'
         ) from error
     trees = {name: found[name] if name in wanted else abstract[name] for name in abstract}
     return trees, found.meta

@@ -58,10 +58,9 @@ def check(config: Mapping) -> None:
     for name in ('steps', 'log_every', 'save_every', 'keep'):
         if config[name] < 1:
             raise InputError(f'config.{name} is {config[name]}; it must be at least 1')
-    if config.compute_dtype not in ('float32', 'bfloat16'):
-        raise InputError(
-            f"config.compute_dtype is {config.compute_dtype!r}; use 'float32' or 'bfloat16'"
-        )
+    dtype = config['compute_dtype']
+    if dtype not in ('float32', 'bfloat16'):
+        raise InputError(f"config.compute_dtype is {dtype!r}; use 'float32' or 'bfloat16'")
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -101,6 +100,8 @@ def _check_section(given: Mapping, known: Mapping, where: str) -> None:
         raise InputError(f'config lacks {where}{missing[0]}; start it from train.config.defaults()')
     for key, value in given.items():
         want = type(known[key])
+        if want is ml_collections.ConfigDict and isinstance(value, Mapping):
+            continue  # a plain dict will do
         number = want is float and isinstance(value, int) and not isinstance(value, bool)
         boolean = isinstance(value, bool) and want is not bool
         if not number and (boolean or not isinstance(value, want)):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import contextlib
-import pathlib
 import signal
 import sys
 import time
@@ -11,7 +10,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from mossjax.checkpoint import Checkpoints, versions
+from mossjax.checkpoint import Checkpoints, as_path, versions
 from mossjax.data.pipeline import prefetch
 from mossjax.parallel import distributed, rules, sharding
 from mossjax.parallel.mesh import MeshConfig, make_mesh
@@ -42,7 +41,7 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
       InputError: config, batch, mesh, given parameters or checkpoint do not fit each other.
       FloatingPointError: loss or gradient is not finite; the state is not saved.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
 
     # ---- Layout: mesh, shapes and shardings, nothing allocated yet.
     mesh = make_mesh(MeshConfig(**config.mesh))

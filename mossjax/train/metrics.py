@@ -1,7 +1,6 @@
 """Numbers of a run: `metrics.jsonl` (one line an interval) and TensorBoard events."""
 
 import json
-import pathlib
 
 from absl import logging
 import numpy as np
@@ -13,36 +12,47 @@ class Recorder:
     """Writes scalars of one run.
 
     Args:
-      workdir: holds metrics.jsonl and tensorboard/.
+      workdir: holds metrics.jsonl and tensorboard/; in a bucket, only the former.
       step: updates done so far; lines of a run that died after that step are dropped, since they
         will be written again.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
+    def __init__(self, workdir, step: int):
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / 'metrics.jsonl'
+        self._text = ''.join(_line(x) for x in read(self._path) if x['step'] <= step)
+        whole = workdir / 'metrics.jsonl.tmp'
+        whole.write_text(self._text)
+        whole.replace(self._path)
+        self._events = None
+        if '://' in str(workdir):
+            return  # objects in a bucket cannot grow
         import tensorboardX
 
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / 'metrics.jsonl'
-        kept = [line for line in read(path) if line['step'] <= step]
-        whole = workdir / 'metrics.jsonl.tmp'
-        whole.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-        whole.replace(path)
-        self._lines = path.open('a')
         self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._lines.write(json.dumps({'step': step, **values}) + '\n')
-        self._lines.flush()
+        new = _line({'step': step, **values})
+        if self._events is None:
+            self._text += new
+            self._path.write_text(self._text)
+            return
+        with open(self._path, 'a') as lines:
+            lines.write(new)
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._lines.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
-def read(path: pathlib.Path) -> list[dict]:
-    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+def _line(values: dict) -> str:
+    return json.dumps(values) + '\n'
+
+
+def read(path) -> list[dict]:
+    """The lines of a metrics.jsonl; one cut short by a crash is left out."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:

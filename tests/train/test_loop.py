@@ -1,7 +1,6 @@
 """Runs that end well, badly and not at all, and what the next run makes of them."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from mossjax.parallel.mesh import MeshConfig, make_mesh
 from mossjax.train import metrics, state
 from mossjax.train.loop import fit
 from mossjax.train.optim import OptimConfig
-from tests.train.toy_task import D, ToyTask, toy_config
+from tests.train.toy_task import D, Signalling, ToyTask, toy_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -36,14 +35,14 @@ def losses(workdir):
     return {line['step']: line['loss'] for line in metrics.read(workdir / 'metrics.jsonl')}
 
 
-def run_apart(workdir, steps, *pairs, **environment):
-    """The toy program in a process of its own; returns its exit code and standard error."""
+def apart(workdir, steps, *pairs):
+    """The toy program in a process of its own."""
     command = [sys.executable, '-m', 'tests.train.toy_task', str(workdir), str(steps), *pairs]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, timeout=300,
-        capture_output=True, text=True,
-    )
-    return done.returncode, done.stderr
+    return subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
+
+
+def killed(*args) -> bool:
+    return apart(*args).returncode == -signal.SIGKILL
 
 
 def loaded(workdir, step=None):
@@ -62,18 +61,18 @@ def toy_plan(mesh=None):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """20 steps in one go, in a process of its own like the runs it is compared with."""
+    """20 steps in one go."""
     workdir = tmp_path_factory.mktemp('whole')
-    assert run_apart(workdir, 20, 'save_every=10')[0] == 0
+    fit(ToyTask(), toy_config(20, save_every=10), workdir)
     return workdir
 
 
 def test_killed_after_ten_steps_and_resumed_is_bit_equal_to_one_run(tmp_path, whole):
     stop = f'signal=13@{int(signal.SIGKILL)}@checkpoints/10'
-    assert run_apart(tmp_path, 20, 'save_every=10', stop)[0] == -signal.SIGKILL
+    assert killed(tmp_path, 20, 'save_every=10', stop)
     assert max(losses(tmp_path)) >= 13  # it was past its last checkpoint
     assert Checkpoints(tmp_path / 'checkpoints').latest() == 10
-    assert run_apart(tmp_path, 20, 'save_every=10')[0] == 0
+    fit(ToyTask(), toy_config(20, save_every=10), tmp_path)
     assert losses(tmp_path) == losses(whole)
     assert sorted(losses(tmp_path)) == list(range(1, 21))
     assert_same(loaded(tmp_path), loaded(whole))
@@ -81,43 +80,37 @@ def test_killed_after_ten_steps_and_resumed_is_bit_equal_to_one_run(tmp_path, wh
 
 def test_killed_while_it_saves_loses_nothing_that_was_saved(tmp_path, whole):
     stop = f'signal=6@{int(signal.SIGKILL)}@checkpoints/6.orbax-checkpoint-tmp'
-    assert run_apart(tmp_path, 20, 'save_every=3', stop)[0] == -signal.SIGKILL
+    assert killed(tmp_path, 20, 'save_every=3', stop)
     assert (tmp_path / 'checkpoints' / '6.orbax-checkpoint-tmp').exists()
     assert loaded(tmp_path, 3)['params']['kernel'].shape == (D, D)
-    assert run_apart(tmp_path, 20, 'save_every=3')[0] == 0
+    fit(ToyTask(), toy_config(20, save_every=3), tmp_path)
     assert not list((tmp_path / 'checkpoints').glob('*tmp*'))
     assert losses(tmp_path) == losses(whole)
     assert_same(loaded(tmp_path), loaded(whole))
 
 
 def test_sigterm_saves_exits_with_zero_and_resumes(tmp_path, whole):
-    code, error = run_apart(tmp_path, 20, 'save_every=1000', f'signal=5@{int(signal.SIGTERM)}')
-    assert code == 0, error
-    (saved,) = (int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
+    config = toy_config(20, save_every=1000)
+    with pytest.raises(SystemExit) as ended:
+        fit(Signalling(tmp_path, 5, signal.SIGTERM), config, tmp_path)
+    assert ended.value.code == 0
+    saved = Checkpoints(tmp_path / 'checkpoints').latest()
     assert 5 <= saved < 20 and max(losses(tmp_path)) == saved
-    assert run_apart(tmp_path, 20, 'save_every=1000')[0] == 0
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    fit(ToyTask(), config, tmp_path)
     assert losses(tmp_path) == losses(whole)
     assert_same(loaded(tmp_path), loaded(whole))
 
 
 def test_full_disk_is_reported_and_the_last_checkpoint_still_loads(tmp_path):
     """A limit on the size of files stands for a full disk: the writer's own calls fail."""
-    assert run_apart(tmp_path, 2)[0] == 0
+    fit(ToyTask(), toy_config(2), tmp_path)
     before = loaded(tmp_path, 2)
-    program = (
-        'import resource, sys, runpy; sys.argv = sys.argv[1:]; import tests.train.toy_task as t; '
-        'run = t.ToyTask.batch; '
-        't.ToyTask.batch = lambda self, step: ('
-        'resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)), run(self, step))[1]; t.main()'
-    )
-    command = [sys.executable, '-c', program, 'toy', str(tmp_path), '6', 'log_every=1000']
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ, timeout=300, capture_output=True, text=True
-    )
-    assert done.returncode != 0
+    done = apart(tmp_path, 6, 'log_every=1000', 'file_limit=1500')
+    assert done.returncode == 1
     assert 'InputError' in done.stderr and 'free space' in done.stderr
     assert_same(loaded(tmp_path, 2), before)
-    assert run_apart(tmp_path, 6)[0] == 0
+    fit(ToyTask(), toy_config(6), tmp_path)
     assert Checkpoints(tmp_path / 'checkpoints').latest() == 6
 
 

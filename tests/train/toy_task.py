@@ -1,6 +1,7 @@
 """The smallest task that uses everything a task may use, and a program that trains it.
 
-    python -m tests.train.toy_task WORKDIR STEPS [dotted.key=value ...]
+    python -m tests.train.toy_task WORKDIR STEPS [signal=STEP@NUMBER@FILE] [file_limit=BYTES]
+        [dotted.key=value ...]
 
 A linear map learns a fixed one from noisy rows: the noise needs the step's random key, a running
 mean of the inputs is state that no gradient trains, and the rows are a function of the step.
@@ -8,6 +9,7 @@ mean of the inputs is state that no gradient trains, and the rows are a function
 
 import ast
 import os
+import resource
 import signal
 import sys
 import time
@@ -77,6 +79,18 @@ class Signalling(ToyTask):
         return super().batch(step)
 
 
+class Limited(ToyTask):
+    """From its first batch on, this process can write no file longer than `limit` bytes."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def batch(self, step):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+        return super().batch(step)
+
+
 def main():
     from mossjax.train.loop import fit
 
@@ -84,6 +98,9 @@ def main():
     changes = dict(pair.split('=', 1) for pair in pairs)
     stop = changes.pop('signal', None)
     task = ToyTask()
+    limit = int(changes.pop('file_limit', 0))
+    if limit:
+        task = Limited(limit)
     if stop:
         task = Signalling(workdir, *stop.split('@'))
     values = {key: ast.literal_eval(value) for key, value in changes.items()}

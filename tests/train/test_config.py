@@ -1,0 +1,97 @@
+"""Configs: what is unknown is refused by name, and all shipped ones pass."""
+
+import importlib
+import pathlib
+import pkgutil
+
+import ml_collections
+import pytest
+
+import experiments.moss_9b
+import experiments.nano.configs
+from mossjax.cli import main as cli
+from mossjax.errors import InputError
+from mossjax.models.lm.config import LMConfig
+from mossjax.train import optim, tasks
+from mossjax.train.config import check, defaults, options
+
+SHIPPED = sorted(
+    f'{package.__name__}.{module.name}'
+    for package in (experiments.moss_9b, experiments.nano.configs)
+    for module in pkgutil.iter_modules(package.__path__) if module.name != 'common'
+)
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_configs(name):
+    config = importlib.import_module(name).get_config()
+    check(config)
+    assert config.task in tasks.FACTORIES
+    kinds = {'lm': (tasks.LMModel, tasks.LMData, tasks.LMLoss)}.get(config.task, ())
+    for section, kind in zip(('model', 'data', 'loss'), kinds, strict=False):
+        options(config[section], kind, section)
+
+
+def test_9b_configs_are_the_papers():
+    """Section 5: learning rates, what is frozen, and what that leaves to train."""
+    found = {}
+    for stage in ('stage1', 'stage2', 'sft'):
+        config = importlib.import_module(f'experiments.moss_9b.{stage}').get_config()
+        task = tasks.lm_task(config, None)
+        assert task.config == LMConfig.released()
+        trainable, _ = optim.split(task.network.shapes, tuple(config.optim.frozen))
+        found[stage] = (config.optim.peak_lr, config.optim.weight_decay, optim.count(trainable))
+    layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288 + 2 * 4096 + 2 * 128
+    speech = 2 * 16512 * 4096 + 4 * layer + 4096
+    total = speech + 2 * 151680 * 4096 + 36 * layer + 4096
+    assert found == {
+        'stage1': (4e-4, 0.1, speech), 'stage2': (6e-5, 0.1, total), 'sft': (1e-5, 0.1, total)
+    }
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda c: c.optim.__setitem__('peek_lr', 1.0), 'optim.peek_lr.*did you mean peak_lr'),
+        (lambda c: c.__setitem__('stepz', 1), 'stepz is not known; did you mean steps'),
+        (lambda c: c.mesh.__setitem__('sequence', 2), 'mesh.sequence is not known; known: data'),
+        (lambda c: c.__delitem__('keep'), 'lacks keep'),
+        (lambda c: c.__setitem__('save_every', 0), 'save_every is 0'),
+        (lambda c: c.__setitem__('compute_dtype', 'fp8'), "'fp8'; use 'float32' or 'bfloat16'"),
+    ],
+)
+def test_bad_keys_are_refused(change, message):
+    config = defaults().unlock()
+    change(config)
+    with pytest.raises(InputError, match=message):
+        check(config)
+
+
+def test_wrong_types_are_refused():
+    plain = {**defaults(), 'steps': 'many'}
+    with pytest.raises(InputError, match="config.steps is 'many'; it must be of type int"):
+        check(plain)
+    check({**defaults(), 'optim': {**defaults().optim, 'peak_lr': 1}})  # a whole number is a rate
+
+
+def test_unknown_options_of_a_task_are_refused():
+    section = ml_collections.ConfigDict({'config': 'released', 'remap': 'full'})
+    with pytest.raises(InputError, match='model.remap is not known; did you mean remat'):
+        options(section, tasks.LMModel, 'model')
+    with pytest.raises(InputError, match='config.data lacks rows, weights, batch_size'):
+        options(ml_collections.ConfigDict(), tasks.LMData, 'data')
+
+
+@pytest.mark.parametrize(
+    ('flags', 'named'),
+    [
+        (['--config.optim.peek_lr=1e-3'], 'peek_lr'),
+        (['--config.steps=many'], 'steps'),
+        (['--config.task=speech'], "'speech'; choose one of lm, tokenizer, flow"),
+    ],
+)
+def test_command_line_refuses_them_with_code_2(tmp_path, capsys, flags, named):
+    file = pathlib.Path(experiments.moss_9b.__file__).with_name('sft.py')
+    code = cli.main(['train', f'--config={file}', f'--workdir={tmp_path}', *flags])
+    error = capsys.readouterr().err
+    assert code == 2 and named in error and 'Traceback' not in error
