@@ -8,7 +8,6 @@ leaves the step before untouched.
 
 from collections.abc import Mapping
 import contextlib
-import errno
 import importlib.metadata
 import logging as logging_lib
 import os
@@ -20,11 +19,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from mossjax.errors import InputError
+from mossjax.files import FULL
 from mossjax.parallel.sharding import check_shapes
 
 TREES = ('params', 'opt_state', 'extra')
-# What a write says when the file system takes no more (EFBIG: a file size limit).
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# How libraries say that the file system takes no more, where they do not keep its error number.
 _FULL_TEXTS = ('No space left', 'quota exceeded', 'File too large', 'RESOURCE_EXHAUSTED')
 
 
@@ -207,7 +206,7 @@ def _disk(directory):
     except Exception as error:
         cause = error
         while cause is not None:
-            if getattr(cause, 'errno', None) in _FULL or any(t in str(cause) for t in _FULL_TEXTS):
+            if getattr(cause, 'errno', None) in FULL or any(t in str(cause) for t in _FULL_TEXTS):
                 logging.error('%s', cause)
                 raise InputError(
                     f'{directory}: the disk takes no more while a checkpoint is written. Earlier '

@@ -15,7 +15,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # A package may import itself and what stands on an earlier line; '' is mossjax/__init__.py.
 ORDER = [
-    ['', 'errors', 'files'],
+    ['', 'errors'],
+    ['files'],
     ['ops'],
     ['nn'],
     ['models'],

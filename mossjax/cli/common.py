@@ -41,3 +41,15 @@ def check_all(check: Callable, items: Sequence) -> list:
     shown = '\n'.join(f'  {refusal}' for refusal in refusals[:SHOWN])
     more = f'\n  and {len(refusals) - SHOWN} more' if len(refusals) > SHOWN else ''
     raise InputError(f'{len(refusals)} of {len(items)} inputs cannot be used:\n{shown}{more}')
+
+
+def config_fault(args: Sequence[str], error: Exception) -> str:
+    """What to tell a user whose --config could not be read: it is Python and can raise anything."""
+    wrong = str(error).strip('\'"')
+    for key in (arg.split('=')[0] for arg in args if arg.startswith('--config.')):
+        if isinstance(error, AttributeError | KeyError) and wrong in key.split('.'):
+            return f'{key}: the config has no key {wrong!r}; look it up in the file --config names'
+    file = next((' '.join(args[i : i + 2]) for i, arg in enumerate(args) if arg == '--config'), '')
+    file = file or next((arg for arg in args if arg.startswith('--config=')), 'a flag')
+    said = str(error).replace('\\n', ' ').replace('\\', '')
+    return f'{file} cannot be used ({type(error).__name__}: {said}); correct it'

@@ -14,8 +14,9 @@ import traceback
 from absl import flags, logging
 
 from mossjax import __version__
-from mossjax.cli.common import flag_help
+from mossjax.cli.common import config_fault, flag_help
 from mossjax.errors import InputError
+from mossjax.files import FULL
 
 COMMANDS = {
     'demo': 'the tour: the shipped nano model answers spoken questions, a judge listens',
@@ -80,10 +81,13 @@ def _run_command(name: str, rest: list[str]) -> int:
         return _report(f'{name}: {error}', BAD_INPUT, debug)
     except flags.Error as error:
         text = re.sub(r'flag --(\w+)=None: .*', r'flag --\1 is required', str(error))
+        text = re.sub(r'Traceback \(.*\n( .*\n)*', '', text).strip()  # of a config file
         return _report(f'{name}: {text}\nmossjax {name} --help lists the flags.', BAD_INPUT, debug)
     except KeyboardInterrupt:
         return _report(f'{name}: interrupted', INTERRUPTED, debug)
-    except OSError as error:  # a full disk, a missing permission: the machine, not the program
+    except OSError as error:  # a missing permission: the machine, not the program
+        if error.errno in FULL:
+            return _report(f'{name}: {error}; free space or write elsewhere', BAD_INPUT, debug)
         return _report(f'{name}: {error} (--debug shows where)', FAILED, debug)
 
 
@@ -99,7 +103,7 @@ def _guarded(module, name: str, rest: list[str]) -> int:
     except (flags.Error, InputError):
         raise
     except Exception as error:  # a config file is Python: it can raise anything
-        raise InputError(f'a flag cannot be used: {type(error).__name__}: {error}') from error
+        raise InputError(config_fault(rest, error)) from error
     return module.main(args) or OK
 
 

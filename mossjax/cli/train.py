@@ -12,6 +12,8 @@ Examples:
   mossjax train --config my_sft.py --workdir runs/sft --config.optim.peak_lr=2e-5
 """
 
+import pathlib
+
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -35,6 +37,9 @@ def main(args: list[str]) -> None:
         raise InputError(f'unexpected argument {args[0]!r}; configs are named with --config')
     if _CONFIG.value is None:
         raise InputError('no --config; name an experiment file, e.g. experiments/moss_9b/stage1.py')
+    file = config_flags.get_config_filename(FLAGS['config'])
+    if not pathlib.Path(file).is_file():
+        raise InputError(f'--config {file} does not exist; check the path')
 
     from mossjax.parallel import distributed
     from mossjax.train import loop, tasks

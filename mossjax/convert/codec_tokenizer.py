@@ -9,6 +9,7 @@ import numpy as np
 
 from mossjax.convert import rules, safetensors_io, tokenizer_rules
 from mossjax.errors import InputError
+from mossjax.files import replacing
 from mossjax.models.tokenizer import quantizer
 from mossjax.models.tokenizer.asr import Recogniser, TextDecoder
 from mossjax.models.tokenizer.config import TokenizerConfig
@@ -121,4 +122,5 @@ def save_tokenizer(codec_dir, config: TokenizerConfig, params: dict) -> None:
     )
     safetensors_io.write(root / WEIGHTS, tensors)
     for name, content in zip((CONFIG, PREPROCESSOR), config.to_hf(), strict=True):
-        (root / name).write_text(json.dumps(content, indent=1) + '\n')
+        with replacing(root / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + '\n')

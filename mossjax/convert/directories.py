@@ -15,6 +15,7 @@ import numpy as np
 from mossjax.convert import rules, safetensors_io
 from mossjax.convert.lm_rules import LM_RULES, module_order
 from mossjax.errors import InputError
+from mossjax.files import room_for
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
 
@@ -121,7 +122,7 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     """A directory that appears at `path` when the block ends well, and not at all otherwise.
 
     Raises:
-      InputError: `path` exists and is not an empty directory.
+      InputError: `path` exists and is not an empty directory, or the disk is full.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -129,9 +130,10 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
     try:
-        yield temporary
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, path)
+        with room_for(path):
+            yield temporary
+            os.chmod(temporary, 0o755)
+            os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

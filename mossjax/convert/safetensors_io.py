@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from mossjax.errors import InputError
+from mossjax.files import room_for
 
 DTYPES = {
     'F64': np.dtype(np.float64),
@@ -144,6 +145,9 @@ def write(
       path: the .safetensors file. When split, shards are called STEM-00001-of-0000N.safetensors
         and `path` itself is not written but STEM.safetensors.index.json is.
       shard_bytes: start a new file before one would exceed this many bytes (Transformers: 5e9).
+
+    Raises:
+      InputError: a dtype that cannot be stored, or a full disk.
     """
     path = Path(path)
     groups = _group({n: a.nbytes for n, a in tensors.items()}, shard_bytes)
@@ -200,7 +204,7 @@ def _write_one(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def _write_atomically(path: Path, pieces) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
-        with os.fdopen(handle, 'wb') as file:
+        with room_for(path), os.fdopen(handle, 'wb') as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()

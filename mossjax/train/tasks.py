@@ -92,6 +92,8 @@ def lm_task(config, batches: Callable[[int], dict]) -> LMTask:
 
 def _language_model(config) -> Run:
     data = options(config.data, LMData, 'data')
+    for section, kind in (('model', LMModel), ('loss', LMLoss)):  # refused before data is opened
+        options(config[section], kind, section)
     sources = {name: open_rows(directory) for name, directory in data.rows.items()}
     batches = RowBatches(
         sources, data.batch_size, config.seed, weights=dict(data.weights),

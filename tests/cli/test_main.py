@@ -104,7 +104,11 @@ class _Command:
 
 @pytest.mark.parametrize(
     'error, code',
-    [(KeyboardInterrupt(), 130), (OSError(28, 'No space left on device', 'out.wav'), 1)],
+    [
+        (KeyboardInterrupt(), 130),
+        (OSError(28, 'No space left on device', 'out.wav'), 2),
+        (OSError(13, 'Permission denied', 'out.wav'), 1),
+    ],
 )
 @pytest.mark.parametrize('debug', [False, True])
 def test_interrupts_and_machine_errors(error, code, debug, monkeypatch, capsys):
@@ -112,7 +116,8 @@ def test_interrupts_and_machine_errors(error, code, debug, monkeypatch, capsys):
     assert cli.main(['tokenize'] + ['--debug'] * debug) == code
     said = capsys.readouterr().err
     assert ('Traceback' in said) == debug
-    assert 'interrupted' in said or "No space left on device: 'out.wav'" in said
+    text = 'interrupted' if code == 130 else f"{error.strerror}: 'out.wav'"
+    assert text in said and ('free space' in said) == (code == 2)
 
 
 def test_a_bug_is_not_hidden(monkeypatch):

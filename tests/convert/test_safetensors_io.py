@@ -1,15 +1,23 @@
 """safetensors files: against the reference implementation, and every way they can be damaged."""
 
 import json
+import pathlib
+import resource
+import signal
 import struct
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as reference
 
+from mossjax.convert.directories import new_directory
 from mossjax.convert.safetensors_io import open_tensors, write
 from mossjax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def tensors(rng):
@@ -79,6 +87,40 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(tmp_path):
         write(path, {'a': np.ones(3), 'b': Unreadable()})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'model.safetensors'
+    write(path, {'a': np.zeros(3)})
+    program = (
+        'import os, signal, sys, numpy as np; from mossjax.convert.safetensors_io import write\n'
+        'class Deadly:\n'
+        '    dtype, shape, nbytes = np.dtype(np.float64), (4,), 32\n'
+        '    def __array__(self, dtype=None, copy=None): os.kill(os.getpid(), signal.SIGKILL)\n'
+        'write(sys.argv[1], {"a": np.ones(100_000), "b": Deadly()})\n'
+    )
+    done = subprocess.run([sys.executable, '-c', program, str(path)], cwd=ROOT, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    np.testing.assert_array_equal(open_tensors(tmp_path).read('a'), np.zeros(3))
+
+
+def test_a_full_disk_is_refused_by_name_and_leaves_the_old_file(tmp_path):
+    """A limit on the size of files stands for it: the writer's own calls fail."""
+    path = tmp_path / 'model.safetensors'
+    write(path, {'a': np.zeros(3)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        with pytest.raises(InputError, match='model.safetensors cannot be written.*free space'):
+            write(path, {'a': np.ones(100_000)})
+        with pytest.raises(InputError, match='new cannot be written'), new_directory(
+            tmp_path / 'new'
+        ) as folder:
+            (folder / 'large').write_bytes(bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == [path]
+    np.testing.assert_array_equal(open_tensors(tmp_path).read('a'), np.zeros(3))
 
 
 class Unreadable:

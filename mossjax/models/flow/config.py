@@ -17,6 +17,7 @@ from absl import logging
 import yaml
 
 from mossjax.errors import InputError
+from mossjax.files import replacing
 
 MAX_BYTES = 1 << 20
 
@@ -318,4 +319,5 @@ def write_config(path: str | Path, config: FlowConfig) -> None:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    Path(path).write_text(yaml.safe_dump({'flow': flow}, sort_keys=False), encoding='utf-8')
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump({'flow': flow}, sort_keys=False), encoding='utf-8')
