@@ -172,6 +172,15 @@ def test_a_sampled_row_of_a_batch_equals_the_row_alone(params, generators):
     assert any(not np.array_equal(a.grid, b.grid) for a, b in zip(together, other, strict=True))
 
 
+def test_steps_draw_independently(params, generators):
+    """With every logit the same, a draw shared by the steps would repeat one word for ever."""
+    flat = {**params, 'text_head': jax.tree.map(jnp.zeros_like, params['text_head'])}
+    asked = [p for p in prompts() if p[-1, 0] != IDS.sosp][:4]
+    settings = dataclasses.replace(SAMPLED, text=Channel(), min_new_tokens=12)
+    for reply in generators[CLEAN](flat, asked, settings, row_keys(0, 4), [False] * 4):
+        assert len(set(reply.grid[:, 0])) > 4  # of 12 draws from 12 words
+
+
 @pytest.mark.parametrize('channel, spoken', [('text', False), ('audio', True)])
 def test_each_channel_has_its_own_settings(params, generators, channel, spoken):
     """top_p near 0 on one channel makes that one greedy, the other one stays hot."""
