@@ -62,7 +62,8 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
     first = task.batch(start)
     sharding.check_batch(first, mesh, plan.rules)
     step_fn = compiled_step(task, plan, jnp.dtype(config.compute_dtype), first)
-    key = jax.device_put(jax.random.key(config.seed), plan.abstract.step.sharding)
+    everywhere = plan.abstract.step.sharding
+    key = jax.jit(jax.random.key, out_shardings=everywhere, static_argnums=0)(config.seed)
     meta = {'config': config.to_dict()}
 
     def save(state, step):

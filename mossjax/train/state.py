@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mossjax.nn.param import Network
@@ -107,10 +108,7 @@ def init(task, made: Plan, key: jax.Array, params: dict | None = None) -> TrainS
         )(key)
     else:
         sharding.check_shapes(params, task.network.shapes, 'the given parameters')
-        params = jax.tree.map(
-            lambda x, like: jax.device_put(jnp.asarray(x, like.dtype), like.sharding),
-            params, made.abstract.params,
-        )
+        params = jax.tree.map(_put, params, made.abstract.params)
 
     def rest(params):
         trainable, _ = optim.split(params, made.frozen)
@@ -131,7 +129,13 @@ def _quick(mesh) -> dict | None:
 
 def from_items(items: dict, step: int, made: Plan) -> TrainState:
     """The state of a checkpoint's items."""
-    where = made.abstract.step.sharding
-    return TrainState(jax.device_put(jnp.asarray(step, jnp.int32), where), **items)
+    return TrainState(_put(np.int32(step), made.abstract.step), **items)
+
+
+def _put(x, like) -> jax.Array:
+    """An array that every process holds whole (or that is laid out already) as `like` says."""
+    if not isinstance(x, jax.Array) or (x.is_fully_addressable and jax.process_count() > 1):
+        x = np.asarray(x)  # from the host, each process can supply its own part
+    return jax.device_put(x.astype(like.dtype), like.sharding)
 
 

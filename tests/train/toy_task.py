@@ -1,7 +1,7 @@
 """The smallest task that uses everything a task may use, and a program that trains it.
 
     python -m tests.train.toy_task WORKDIR STEPS [signal=STEP@NUMBER@FILE] [file_limit=BYTES]
-        [dotted.key=value ...]
+        [process=INDEX/COUNT@PORT] [dotted.key=value ...]
 
 A linear map learns a fixed one from noisy rows: the noise needs the step's random key, a running
 mean of the inputs is state that no gradient trains, and the rows are a function of the step.
@@ -20,6 +20,7 @@ import numpy as np
 
 from mossjax.nn.linear import Linear
 from mossjax.nn.param import describe
+from mossjax.parallel import distributed
 from mossjax.train.config import defaults
 
 D = 8
@@ -48,7 +49,9 @@ class ToyTask:
         y = 2 * x[:, ::-1]
         if step == self.poison:
             x = x * np.nan
-        return {'x': x, 'y': np.ascontiguousarray(y)}
+        share = len(x) // jax.process_count()
+        mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        return {'x': x[mine], 'y': np.ascontiguousarray(y)[mine]}
 
 
 def toy_config(steps: int = 6, **changes):
@@ -96,6 +99,10 @@ def main():
 
     workdir, steps, *pairs = sys.argv[1:]
     changes = dict(pair.split('=', 1) for pair in pairs)
+    if place := changes.pop('process', None):
+        place, port = place.split('@')
+        index, count = map(int, place.split('/'))
+        distributed.start(f'localhost:{port}', count, index, timeout_s=60)
     stop = changes.pop('signal', None)
     task = ToyTask()
     limit = int(changes.pop('file_limit', 0))

@@ -1,0 +1,73 @@
+"""The distributed path: two processes of one device each do what one process does."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mossjax.train import metrics
+from mossjax.train.loop import fit
+from tests.train.test_loop import ROOT, assert_same, loaded
+from tests.train.toy_task import ToyTask, toy_config
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        return s.getsockname()[1]
+
+
+def start(workdir, steps, port):
+    """Both processes. jax catches SIGTERM in them, so they are ended by SIGKILL only."""
+    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+    command = [sys.executable, '-m', 'tests.train.toy_task', str(workdir), str(steps)]
+    return [
+        subprocess.Popen(
+            [*command, 'save_every=1000000', f'process={i}/2@{port}'], cwd=ROOT, env=environment,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]
+
+
+def finish(processes):
+    """Exit codes; whoever is not done in time is killed."""
+    try:
+        errors = [p.communicate(timeout=240)[1] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    return [p.returncode for p in processes], errors
+
+
+def test_two_processes_train_as_one_and_share_a_checkpoint(tmp_path):
+    codes, errors = finish(start(tmp_path / 'two', 6, free_port()))
+    assert codes == [0, 0], errors
+    fit(ToyTask(), toy_config(6), tmp_path / 'one')
+    runs = [metrics.read(tmp_path / name / 'metrics.jsonl') for name in ('two', 'one')]
+    two, one = ([line['loss'] for line in run] for run in runs)
+    assert len(two) == 6
+    np.testing.assert_allclose(two, one, rtol=1e-6)
+    for a, b in zip(
+        *(np.concatenate([np.ravel(x) for x in (i['params']['kernel'], i['params']['bias'])])[None]
+          for i in (loaded(tmp_path / 'two'), loaded(tmp_path / 'one'))), strict=True,
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_notice_to_one_process_stops_both_at_the_same_step(tmp_path):
+    processes = start(tmp_path, 1_000_000, free_port())
+    lines = tmp_path / 'metrics.jsonl'
+    while all(p.poll() is None for p in processes) and not metrics.read(lines)[2:]:
+        pass
+    processes[1].send_signal(signal.SIGTERM)
+    codes, errors = finish(processes)
+    assert codes == [0, 0], errors
+    (saved,) = (int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
+    assert metrics.read(lines)[-1]['step'] == saved > 2
+    assert_same(loaded(tmp_path)['params'], loaded(tmp_path, saved)['params'])
