@@ -210,9 +210,9 @@ TRAINING = (
          'test_killed_after_ten_steps_and_resumed_is_bit_equal_to_one_run',),
     ),
     Alteration(
-        'biases and norms decay too', 'mossjax/train/optim.py',
+        'parameters with one axis decay too', 'mossjax/train/optim.py',
         "wide = len([a for a in names if a != 'layers']) > 1", 'wide = True',
-        ('tests/train/test_optim.py',),
+        ('tests/train/test_optim.py::test_only_matrices_decay',),
     ),
 )
 

@@ -24,7 +24,7 @@ from absl import flags, logging
 
 from experiments.nano.script import start
 from experiments.proofs.alterations import ALTERATIONS, Alteration
-from experiments.proofs.record import ROOT, write
+from experiments.proofs.record import ROOT, commit, write
 from mossjax.errors import InputError
 
 COPIED = ('mossjax', 'experiments', 'tests', 'pyproject.toml', 'setup.py', 'README.md')
@@ -136,7 +136,7 @@ def try_all(alterations: Sequence[Alteration]) -> dict:
     """
     check(alterations)
     with tempfile.TemporaryDirectory(prefix='mossjax-mutations-') as folder:
-        root = Path(folder)
+        root, tree = Path(folder), commit()
         copy_tree(root)
         sound = run_tests(root, sorted({test for a in alterations for test in a.tests}))
         if sound.failed or sound.broken:
@@ -159,6 +159,7 @@ def try_all(alterations: Sequence[Alteration]) -> dict:
                          'noticed' if noticed else 'SURVIVED', len(outcome.failed),
                          outcome.passed)  # fmt: skip
     return {
+        'commit': tree,  # when the tree was copied; it may move on while this runs
         'passed_without_alteration': sound.passed,
         'noticed': sum(r['noticed'] for r in results),
         'alterations': results,

@@ -51,6 +51,10 @@ def test_only_matrices_decay():
         'head': {'kernel': True, 'bias': False, 'o_bias': False},
     }
     assert not optim.decays(AXES, OptimConfig(no_decay=('head/.*',)))['head']['kernel']
+    # One axis is enough to be spared, whatever the name.
+    axes = {'gain': ('embed',), 'stacked': ('layers', 'embed'), 'table': ('vocab', 'embed')}
+    got = optim.decays(axes, OptimConfig(no_decay=()))
+    assert got == {'gain': False, 'stacked': False, 'table': True}
 
 
 def test_split_and_join_are_inverse():
