@@ -1,0 +1,78 @@
+import json
+import os
+import time
+
+import pytest
+
+from experiments.nano import run
+from mossjax.errors import InputError
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A diamond of four stages that run here, in threads of none: `started` is their order."""
+    started = []
+
+    class Finished:
+        returncode = 0
+
+        def poll(self):
+            return 0
+
+        def send_signal(self, signal):
+            raise AssertionError('it is finished')
+
+        def wait(self):
+            pass
+
+    def spawn(workdir, name, effort):
+        started.append(name)
+        run.run_stage(workdir, name, effort)
+        return Finished()
+
+    def stage(name):
+        return lambda workdir, effort: {'found': name}
+
+    monkeypatch.setattr(run, '_spawn', spawn)
+    monkeypatch.setattr(run, 'STAGES', {
+        'last': run.Stage(stage('last'), ('left', 'right')),
+        'left': run.Stage(stage('left'), ('first',)),
+        'right': run.Stage(stage('right'), ('first',)),
+        'first': run.Stage(stage('first')),
+    })  # fmt: skip
+    return started
+
+
+def test_stages_run_after_what_they_need(toy, tmp_path):
+    run.run_all(tmp_path, 2.0)
+    assert toy == ['first', 'left', 'right', 'last']
+    facts = json.loads(run.done(tmp_path, 'right').read_text())
+    assert facts['found'] == 'right' and facts['effort'] == 2.0
+
+
+def test_finished_stages_are_not_run_again(toy, tmp_path):
+    run.run_stage(tmp_path, 'first', 1.0)
+    run.run_stage(tmp_path, 'left', 1.0)
+    run.run_all(tmp_path, 1.0)
+    assert toy == ['right', 'last']
+
+
+def test_every_stage_needs_stages_that_exist():
+    for name, stage in run.STAGES.items():
+        assert set(stage.needs) <= set(run.STAGES) - {name}
+
+
+def test_a_stage_that_fails_names_its_log_and_stops_the_others(monkeypatch, tmp_path):
+    """Real processes: one fails, the other, which would sleep, is told to stop."""
+    monkeypatch.setattr(run, 'STAGES', {'bad': run.Stage(None), 'slow': run.Stage(None)})
+    real = run.subprocess.Popen
+
+    def popen(command, **options):
+        bad = command[-1] == '--stage=bad'
+        return real(['false'] if bad else ['sleep', '60'], **options)
+
+    monkeypatch.setattr(run.subprocess, 'Popen', popen)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=f'stage bad ended with code 1.*logs{os.sep}bad.log'):
+        run.run_all(tmp_path, 1.0)
+    assert time.monotonic() - began < 30
