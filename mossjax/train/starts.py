@@ -29,7 +29,8 @@ def from_workdir(workdir: str) -> Start | None:
     """Parameters of the last checkpoint of another run; fresh ones for ''."""
     if not workdir:
         return None
-    return lambda abstract: checkpoint.restore_params(Path(workdir) / 'checkpoints', abstract)[0]
+    saved = checkpoint.as_path(workdir) / 'checkpoints'
+    return lambda abstract: checkpoint.restore_params(saved, abstract)[0]
 
 
 def language_model(directory: str, config: LMConfig, network: Network, seed: int) -> Start | None:
@@ -42,7 +43,7 @@ def language_model(directory: str, config: LMConfig, network: Network, seed: int
     """
     if not directory:
         return None
-    path = Path(directory)
+    path = checkpoint.as_path(directory)
     if (path / 'checkpoints').is_dir():
         return from_workdir(directory)
     kind = read_json(path / 'config.json').get('model_type')
