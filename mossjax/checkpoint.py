@@ -122,12 +122,6 @@ def read_meta(directory: str | os.PathLike, step: int | None = None) -> dict:
         return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
 
-def stored_shapes(directory: str | os.PathLike, step: int | None = None) -> dict:
-    """Names, shapes and dtypes of the stored parameters, read without the arrays."""
-    directory, step = _find(directory, step)
-    return _shapes(directory / str(step) / 'params')
-
-
 def versions() -> dict[str, str]:
     """Of the packages whose change can change numbers."""
     names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')

@@ -53,7 +53,6 @@ class Corpus:
     Attributes:
       recordings: of the training manifest.
       codes: their codes, several versions each.
-      versions: how many of them a data set shows.
       size: number of codec codes.
     """
 

@@ -5,8 +5,6 @@ the judge hears, because replies come out as clean code sequences of some answer
 """
 
 from collections.abc import Sequence
-import json
-from pathlib import Path
 
 import numpy as np
 
@@ -73,7 +71,3 @@ def in_speech(chat: Chat, facts: Sequence, answers: dict[str, Sequence[int]]) ->
     return float(np.mean([
         list(r.codes) == list(answers[f.answer]) for r, f in zip(given, facts, strict=True)
     ]))  # fmt: skip
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text())
