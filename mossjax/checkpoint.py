@@ -27,9 +27,14 @@ TREES = ('params', 'opt_state', 'extra')
 _FULL_TEXTS = ('No space left', 'quota exceeded', 'File too large', 'RESOURCE_EXHAUSTED')
 
 
+# Orbax warns of what is meant to be so: reading only, and one folder an array.
+_EXPECTED = ('Given directory is read only', 'Skipping merge of OCDBT checkpoints')
+
+
 def _ours(record) -> bool:
     """Orbax tells each of its steps at INFO; a training log should be readable."""
-    return record.levelno >= logging_lib.WARNING or 'orbax' not in record.pathname
+    loud = record.levelno >= logging_lib.WARNING and not str(record.msg).startswith(_EXPECTED)
+    return loud or 'orbax' not in record.pathname
 
 
 logging.get_absl_logger().addFilter(_ours)
@@ -209,3 +214,100 @@ def _disk(directory):
                 ) from error
             cause = cause.__cause__ or cause.__context__
         raise
+
+
+# ------------------------------------------------------- single arrays, for those who stream them
+
+
+def find_step(directory: str | os.PathLike, step: int | None = None) -> int:
+    """The step asked for, or the last one.
+
+    Raises:
+      InputError: there is none.
+    """
+    return _find(directory, step)[1]
+
+
+def read_shapes(directory: str | os.PathLike, step: int) -> dict:
+    """Shapes and dtypes of the parameters of a step, as a nested dict."""
+    return _shapes(as_path(directory) / str(step) / 'params')
+
+
+def lay_out(
+    directory: str | os.PathLike,
+    shapes: Mapping[str, tuple[tuple[int, ...], Any]],
+    pieces: Mapping[str, tuple[int, ...]],
+    meta: Mapping[str, Any],
+) -> None:
+    """A checkpoint of step 0 with empty arrays, to be filled through `open_array`.
+
+    Orbax writes the checkpoint with a placeholder for every array, which is then replaced by an
+    array of the real shape, one file a piece, so that what is filled in stays when the writer dies.
+
+    Args:
+      shapes: {slash-joined path: (shape, dtype)}. pieces: {path: shape of one file}.
+      meta: the JSON item.
+    """
+    import numpy as np
+    import tensorstore as ts
+
+    tree: dict = {}
+    for path, (_, dtype) in shapes.items():
+        *parents, last = path.split('/')
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = np.zeros((1,), dtype)
+    handlers = {
+        'params': ocp.PyTreeCheckpointHandler(use_ocdbt=False),
+        'meta': ocp.JsonCheckpointHandler(),
+    }
+    options = ocp.CheckpointManagerOptions(
+        cleanup_tmp_directories=True, enable_async_checkpointing=False
+    )
+    content = {**meta, 'step': 0, 'versions': versions(), 'empty': ['opt_state', 'extra']}
+    with _disk(directory), ocp.CheckpointManager(
+        as_path(directory), options=options, item_handlers=handlers
+    ) as manager:
+        manager.save(0, args=ocp.args.Composite(
+            params=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(content)
+        ))
+    for path, (shape, dtype) in shapes.items():
+        spec = {
+            **_spec(directory, path, 0),
+            'metadata': {
+                'shape': list(shape), 'chunks': list(pieces[path]), 'compressor': None,
+                'dtype': 'bfloat16' if dtype.name == 'bfloat16' else dtype.str,
+            },
+            'create': True, 'delete_existing': True,
+        }  # fmt: skip
+        ts.open(spec).result()
+
+
+def open_array(directory: str | os.PathLike, path: str, step: int):
+    """One parameter as a tensorstore array: sliced, then `.read()` or `.write(x)`.
+
+    Raises:
+      InputError: it cannot be opened.
+    """
+    import tensorstore as ts
+
+    try:
+        return ts.open(_spec(directory, path, step), open=True).result()
+    except ValueError as error:
+        raise InputError(
+            f'checkpoint {directory}, step {step}: {path} cannot be opened ({error}); copy the '
+            'checkpoint again'
+        ) from error
+
+
+def _spec(directory, path: str, step: int) -> dict:
+    """Where Orbax keeps an array: a folder of its own, or a key of the item's database."""
+    item = as_path(directory) / str(step) / 'params'
+    base, name = str(item) if '://' in str(item) else f'file://{item}', path.replace('/', '.')
+    if (item / 'manifest.ocdbt').exists():
+        kvstore = {'driver': 'ocdbt', 'base': f'{base}/', 'path': f'{name}/'}
+    else:
+        kvstore = f'{base}/{name}/'
+    # Data like the fill value is stored too: a piece that is not there was not written.
+    return {'driver': 'zarr', 'kvstore': kvstore, 'store_data_equal_to_fill_value': True}

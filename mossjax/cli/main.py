@@ -22,6 +22,7 @@ COMMANDS = {
     'demo': 'the tour: the shipped nano model answers spoken questions, a judge listens',
     'tokenize': 'recordings to speech codes, one JSON line a file',
     'chat': 'one question, or a dialogue, answered in speech or text',
+    'convert': 'weights between Hugging Face and Orbax, with a certificate',
     'train': 'language model, speech tokenizer or decoder, from a laptop to a pod',
 }
 

@@ -48,7 +48,7 @@ def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
         missing, unexpected or of the wrong shape.
     """
     root = pathlib.Path(codec_dir)
-    config, tensors, prefix = _open(root)
+    config, tensors, prefix = open_files(root)
     table = tokenizer_rules.tokenizer_rules(prefix)
     shapes = tokenizer_network(config).shapes
     rules.check(
@@ -58,8 +58,8 @@ def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
     return config, rules.to_params(table, tensors.read, shapes)
 
 
-def _open(root: pathlib.Path):
-    """(config, lazy tensors, prefix of the tokenizer's tensors)."""
+def open_files(root: pathlib.Path):
+    """(config, lazy tensors, prefix of the tokenizer's tensors) of a codec directory."""
     config = TokenizerConfig.from_hf(_read_json(root / CONFIG), _read_json(root / PREPROCESSOR))
     tensors = safetensors_io.open_tensors(root)
     prefix = next(
@@ -85,7 +85,7 @@ def open_recogniser(directory) -> tuple[TokenizerConfig, dict, Codebook]:
       InputError: as `open_tokenizer`.
     """
     root = pathlib.Path(directory)
-    config, tensors, prefix = _open(root)
+    config, tensors, prefix = open_files(root)
     table = tokenizer_rules.recogniser_rules(prefix, 'model.decoder.', config.layers)
     shapes = describe(lambda rngs: Recogniser(config, {'text': TextDecoder}, rngs=rngs)).shapes
     buffers = [f'{prefix}{name}' for name in ('codebook.weight', 'ema_count', 'ema_weight')]

@@ -6,6 +6,7 @@ norm, with a new embedding and head. (What upstream did for the speech side is n
 """
 
 from collections.abc import Mapping
+import dataclasses
 import json
 from pathlib import Path
 import re
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossjax.convert import rules, safetensors_io
-from mossjax.convert.lm_rules import TEXT_RULES
+from mossjax.convert.lm_rules import LM_RULES
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
@@ -25,6 +26,8 @@ GEOMETRY = (
     'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
     'num_key_value_heads', 'head_dim', 'rms_norm_eps', 'rope_theta',
 )  # fmt: skip
+VOCABULARY = {'model.embed_tokens.weight', 'text_lm_head.weight'}  # may lose their last rows
+FRESH = ('model.audio_embed.weight', 'audio_lm_head.weight')
 SUPPORTED = {
     'hidden_act': 'silu',
     'attention_bias': False,
@@ -49,40 +52,146 @@ def open_qwen3(directory: str | Path, config: LMConfig, key: jax.Array) -> dict:
 def from_qwen3(qwen: Mapping, tensors, config: LMConfig, key: jax.Array) -> dict:
     """Parameters for `config` from a Qwen3 checkpoint, in the checkpoint's dtype.
 
+    Args, errors: see `QwenStart`.
+    """
+    start = QwenStart(qwen, tensors, config, key)
+    return rules.to_params(LM_RULES, start.read, network(config).shapes)
+
+
+class QwenStart:
+    """A Qwen3 checkpoint under the tensor names of the speech model that starts from it.
+
+    Attributes:
+      shapes, dtypes: as of `safetensors_io.TensorFile`, all names of the speech model.
+      tied: Qwen3 has no head of its own; the text head starts as its embedding.
+    """
+
+    def __init__(self, qwen: Mapping, tensors, config: LMConfig, key: jax.Array | int):
+        """
+        Args:
+          qwen: content of Qwen3's config.json.
+          tensors: its weights, with the interface of `safetensors_io.TensorFile`.
+          config: the model to make; its vocabulary may be shorter than Qwen3's, never longer.
+          key: for the fresh speech embedding and head, or a seed.
+
+        Raises:
+          InputError: the geometries do not fit, or tensors are missing or of the wrong shape.
+        """
+        check_geometry(qwen, config)
+        self.tied = bool(qwen.get('tie_word_embeddings', False))
+        self._tensors, self._config = tensors, config
+        self._key = jax.random.key(key) if isinstance(key, int) else key
+        shapes = network(config).shapes
+        expected = rules.expected_tensors(LM_RULES, shapes)
+        self._source = {
+            name: _qwen_name(_text_name(name), config.num_shared_layers, self.tied)
+            for name in expected if name not in FRESH
+        }  # fmt: skip
+        stored = {n: tuple(s) for n, s in tensors.shapes.items()}
+        found = {n: stored[source] for n, source in self._source.items() if source in stored}
+        for name in VOCABULARY & set(found):
+            found[name] = (min(found[name][0], config.vocab_size), *found[name][1:])
+        # Whatever no rule asked for would be lost: report it as unexpected.
+        used = {*self._source.values()} | ({'lm_head.weight'} if self.tied else set())
+        stray = {n: s for n, s in stored.items() if n not in used}
+        fresh = {name: expected[name] for name in FRESH}
+        rules.check(LM_RULES, {**found, **fresh, **stray}, shapes, where='Qwen3 checkpoint')
+        dtype = tensors.dtypes['model.embed_tokens.weight']
+        self.shapes = dict(expected)
+        self.dtypes = {
+            name: dtype if name in FRESH else tensors.dtypes[self._source[name]]
+            for name in expected
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        if name in FRESH:
+            table, head = fresh_tables(self._config, self._key, self.dtypes[name])
+            return np.asarray(table if name == FRESH[0] else head.T)
+        array = self._tensors.read(self._source[name])
+        return array[: self._config.vocab_size] if name in VOCABULARY else array
+
+
+class TextSide:
+    """Trunk and text branch of a speech model under Qwen3's tensor names (untied).
+
+    Attributes:
+      shapes, dtypes: as of `safetensors_io.TensorFile`.
+    """
+
+    def __init__(self, tensors, config: LMConfig):
+        self._tensors = tensors
+        self._source = {
+            _qwen_name(name, config.num_shared_layers, tied=False): name
+            for name in tensors.shapes
+            if 'audio_' not in name
+        }
+        self.shapes = {name: tensors.shapes[ours] for name, ours in self._source.items()}
+        self.dtypes = {name: tensors.dtypes[ours] for name, ours in self._source.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._tensors.read(self._source[name])
+
+
+def qwen_config(config: LMConfig, dtype: str) -> dict:
+    """config.json of the Qwen3 text model inside a speech model."""
+    kept = (*GEOMETRY, 'vocab_size', 'max_position_embeddings', 'initializer_range', 'eos_token_id')
+    return {
+        'architectures': ['Qwen3ForCausalLM'], 'model_type': 'qwen3', **SUPPORTED,
+        'tie_word_embeddings': False, **{key: getattr(config, key) for key in kept},
+        'dtype': dtype,
+    }  # fmt: skip
+
+
+def module_order(name: str) -> tuple:
+    """Sort key: embedding, layers by number, norm, head."""
+    layer = re.match(r'model\.layers\.(\d+)\.(.*)', name)
+    if layer:
+        return (1, int(layer[1]), layer[2])
+    first = ('model.embed_tokens.weight', '', 'model.norm.weight', 'lm_head.weight')
+    return (first.index(name), 0, '')
+
+
+def speech_config(qwen: Mapping, changes: Mapping | None = None) -> LMConfig:
+    """The configuration of a speech model that starts from a Qwen3: its geometry, our speech side.
+
     Args:
-      qwen: content of Qwen3's config.json.
-      tensors: its weights, with the interface of `safetensors_io.TensorFile`.
-      config: the model to make; its vocabulary may be shorter than Qwen3's, never longer.
-      key: for the fresh speech embedding and head.
+      changes: keys of config.json to set, e.g. {'num_modality_layers': 2, 'sosp_token_id': 60}.
+        Everything that is neither Qwen3's nor set here is the released model's.
 
     Raises:
-      InputError: the geometries do not fit, or tensors are missing or of the wrong shape.
+      InputError: unknown keys, or values that do not go together.
     """
-    check_geometry(qwen, config)
-    tied = bool(qwen.get('tie_word_embeddings', False))
-
-    def source(name: str) -> str:
-        return _qwen_name(name, config.num_shared_layers, tied)
-
-    shapes = network(config).shapes
-    text_shapes = {k: v for k, v in shapes.items() if not k.startswith('audio_')}
-    vocabulary = {'model.embed_tokens.weight', 'text_lm_head.weight'}
-    expected = rules.expected_tensors(TEXT_RULES, text_shapes)
-    found = {}
-    for name, shape in expected.items():
-        if source(name) in tensors.shapes:
-            have = tensors.shapes[source(name)]
-            found[name] = (min(have[0], shape[0]), *have[1:]) if name in vocabulary else have
-    # Whatever no rule asked for would be lost: report it as unexpected.
-    used = {source(name) for name in expected} | ({'lm_head.weight'} if tied else set())
-    found.update({n: s for n, s in tensors.shapes.items() if n not in used})
-    rules.check(TEXT_RULES, found, text_shapes, where='Qwen3 checkpoint')
-
-    def read(name: str) -> np.ndarray:
-        array = tensors.read(source(name))
-        return array[: config.vocab_size] if name in vocabulary else array
-
-    return start_speech_side(rules.to_params(TEXT_RULES, read, text_shapes), config, key)
+    changes = dict(changes or {})
+    names = {field.name for field in dataclasses.fields(LMConfig)} - {'source'}
+    fixed = sorted(set(changes) & set(GEOMETRY)) + sorted(set(changes) - names)
+    if fixed:
+        raise InputError(
+            f'{", ".join(fixed)} cannot be changed: they are Qwen3\'s, or no keys of config.json. '
+            f'May be changed: {", ".join(sorted(names - set(GEOMETRY)))}'
+        )
+    qwen = _with_theta(qwen)
+    absent = [key for key in (*GEOMETRY, 'vocab_size') if qwen.get(key) is None]
+    if absent:
+        raise InputError(f'config.json of Qwen3 lacks {", ".join(absent)}; download it again')
+    released = LMConfig.released()
+    modality = changes.get('num_modality_layers', released.num_modality_layers)
+    values = {key: qwen[key] for key in GEOMETRY} | {
+        'vocab_size': min(released.vocab_size, qwen['vocab_size']),
+        'max_position_embeddings': qwen.get(
+            'max_position_embeddings', released.max_position_embeddings
+        ),
+        'initializer_range': qwen.get('initializer_range', released.initializer_range),
+        'num_modality_layers': modality,
+        'num_shared_layers': qwen['num_hidden_layers'] - modality,
+        'rope_theta': float(qwen['rope_theta']),
+    }
+    try:
+        return dataclasses.replace(released, **values | changes)
+    except InputError as error:
+        raise InputError(
+            f'a speech model cannot start from this Qwen3 as it is: {error} Set such keys in the '
+            'file that --config names'
+        ) from error
 
 
 def start_speech_side(params: Mapping, config: LMConfig, key: jax.Array) -> dict:
@@ -91,26 +200,31 @@ def start_speech_side(params: Mapping, config: LMConfig, key: jax.Array) -> dict
     Any speech side already in `params` is replaced; text parameters are passed on as they are.
     The fresh tables are normal(0, initializer_range) in the text embedding's dtype.
     """
-    dtype = params['text_embed']['table'].dtype
+    table, head = fresh_tables(config, key, params['text_embed']['table'].dtype)
+    return {
+        **params,
+        'audio_branch': jax.tree.map(jnp.array, params['text_branch']),
+        'audio_norm': jax.tree.map(jnp.array, params['text_norm']),
+        'audio_embed': {'table': table},
+        'audio_head': {'kernel': head},
+    }
+
+
+def fresh_tables(config: LMConfig, key: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
+    """Speech embedding (va, d) and head (d, va), normal(0, initializer_range)."""
     embed_key, head_key = jax.random.split(key)
 
     def fresh(key, shape):
         return (config.initializer_range * jax.random.normal(key, shape)).astype(dtype)
 
     d, vocab = config.hidden_size, config.audio_vocab_size
-    return {
-        **params,
-        'audio_branch': jax.tree.map(jnp.array, params['text_branch']),
-        'audio_norm': jax.tree.map(jnp.array, params['text_norm']),
-        'audio_embed': {'table': fresh(embed_key, (vocab, d))},
-        'audio_head': {'kernel': fresh(head_key, (d, vocab))},
-    }
+    return fresh(embed_key, (vocab, d)), fresh(head_key, (d, vocab))
 
 
 def check_geometry(qwen: Mapping, config: LMConfig) -> None:
     """Refuses a Qwen3 configuration whose layers could not run inside this model."""
-    rope = qwen.get('rope_parameters') or {}  # Transformers 5 keeps theta in here
-    qwen = {'rope_theta': rope.get('rope_theta'), **qwen}
+    qwen = _with_theta(qwen)
+    rope = qwen.get('rope_parameters') or {}
     faults = [
         f'{key} is {qwen.get(key)} in Qwen3, {getattr(config, key)} here'
         for key in GEOMETRY
@@ -132,6 +246,17 @@ def check_geometry(qwen: Mapping, config: LMConfig) -> None:
             'this Qwen3 does not fit the model: ' + '; '.join(faults) + '. Use the Qwen3 the '
             "configuration was made for, or copy that model's numbers into the configuration."
         )
+
+
+def _with_theta(qwen: Mapping) -> dict:
+    """Transformers 5 keeps theta among the rope parameters."""
+    return {'rope_theta': (qwen.get('rope_parameters') or {}).get('rope_theta'), **qwen}
+
+
+def _text_name(name: str) -> str:
+    """The tensor of the text side that a tensor of the speech side starts as."""
+    name = name.replace('model.audio_block.', 'model.text_block.')
+    return name.replace('model.audio_norm.', 'model.text_norm.')
 
 
 def _qwen_name(name: str, shared: int, tied: bool) -> str:

@@ -50,6 +50,7 @@ class TensorFile:
         for name, entry in header.items():
             if name != '__metadata__':
                 self._add(name, entry, size)
+        self._refuse_overlap()
 
     def _add(self, name, entry, size):
         try:
@@ -69,6 +70,16 @@ class TensorFile:
         if end > size:
             raise _damaged(self.path, f'it ends before tensor {name!r} does')
         self.shapes[name], self.dtypes[name], self._begin[name] = shape, DTYPES[code], begin
+
+    def _refuse_overlap(self):
+        end, before = 0, ''
+        for name in sorted(self._begin, key=lambda n: (self._begin[n], self._bytes(n))):
+            if self._begin[name] < end and self._bytes(name):
+                raise _damaged(self.path, f'tensors {before!r} and {name!r} share bytes')
+            end, before = max(end, self._begin[name] + self._bytes(name)), name
+
+    def _bytes(self, name: str) -> int:
+        return math.prod(self.shapes[name]) * self.dtypes[name].itemsize
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, backed by the file (pages are loaded as they are touched, read-only)."""
@@ -150,24 +161,31 @@ def write(
       InputError: a dtype that cannot be stored, or a full disk.
     """
     path = Path(path)
-    groups = _group({n: a.nbytes for n, a in tensors.items()}, shard_bytes)
+    groups = group({n: a.nbytes for n, a in tensors.items()}, shard_bytes)
     if len(groups) == 1:
         _write_one(path, tensors)
         return
     weight_map = {}
     for i, names in enumerate(groups, start=1):
-        file = f'{path.stem}-{i:05d}-of-{len(groups):05d}.safetensors'
+        file = shard_name(path.stem, i, len(groups))
         _write_one(path.with_name(file), {name: tensors[name] for name in names})
         weight_map.update(dict.fromkeys(names, file))
-    index = {
-        'metadata': {'total_size': sum(a.nbytes for a in tensors.values())},
-        'weight_map': weight_map,
-    }
-    text = json.dumps(index, indent=2) + '\n'
+    text = index_text(weight_map, sum(a.nbytes for a in tensors.values()))
     _write_atomically(path.with_name(f'{path.name}.index.json'), [text.encode()])
 
 
-def _group(sizes: Mapping[str, int], limit: int | None) -> list[list[str]]:
+def shard_name(stem: str, i: int, count: int) -> str:
+    """File name of shard i, counted from 1; STEM.safetensors where there is only one."""
+    return f'{stem}-{i:05d}-of-{count:05d}.safetensors' if count > 1 else f'{stem}.safetensors'
+
+
+def index_text(weight_map: Mapping[str, str], total: int) -> str:
+    """What the index of a sharded checkpoint holds; `total` is the bytes of all tensors."""
+    content = {'metadata': {'total_size': total}, 'weight_map': dict(weight_map)}
+    return json.dumps(content, indent=2) + '\n'
+
+
+def group(sizes: Mapping[str, int], limit: int | None) -> list[list[str]]:
     """Names in order, cut before the sum of sizes passes the limit."""
     groups, used = [[]], 0
     for name, size in sizes.items():
@@ -179,23 +197,40 @@ def _group(sizes: Mapping[str, int], limit: int | None) -> list[list[str]]:
     return groups
 
 
-def _write_one(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    header, end = {'__metadata__': {'format': 'pt'}}, 0
+def layout(
+    shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]
+) -> tuple[bytes, dict[str, int]]:
+    """(what a file of these tensors starts with, {name: offset in the file}), in storage order.
+
+    Raises:
+      InputError: a dtype that the format does not have.
+    """
+    header, end, begins = {'__metadata__': {'format': 'pt'}}, 0, {}
     # Wide dtypes first, so that every tensor starts at a multiple of its item size.
-    names = sorted(tensors, key=lambda n: -tensors[n].dtype.itemsize)
-    for name in names:
-        array = tensors[name]
-        if array.dtype not in CODES:
-            raise InputError(f'tensor {name!r} has dtype {array.dtype}, which cannot be stored.')
-        begin, end = end, end + array.nbytes
-        shape = list(array.shape)
-        header[name] = {'dtype': CODES[array.dtype], 'shape': shape, 'data_offsets': [begin, end]}
+    for name in sorted(shapes, key=lambda n: -np.dtype(dtypes[n]).itemsize):
+        dtype = np.dtype(dtypes[name])
+        if dtype not in CODES:
+            raise InputError(f'tensor {name!r} has dtype {dtype}, which cannot be stored.')
+        begin, end = end, end + math.prod(shapes[name]) * dtype.itemsize
+        begins[name] = begin
+        header[name] = {
+            'dtype': CODES[dtype], 'shape': list(shapes[name]), 'data_offsets': [begin, end]
+        }
     text = json.dumps(header, separators=(',', ':')).encode()
     text += b' ' * (-len(text) % 8)
+    start = len(text).to_bytes(8, 'little') + text
+    return start, {name: len(start) + begin for name, begin in begins.items()}
+
+
+def _write_one(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    start, offsets = layout(
+        {name: x.shape for name, x in tensors.items()},
+        {name: x.dtype for name, x in tensors.items()},
+    )
 
     def pieces():
-        yield len(text).to_bytes(8, 'little') + text
-        for name in names:
+        yield start
+        for name in offsets:
             yield np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data
 
     _write_atomically(path, pieces())
@@ -228,8 +263,10 @@ def _read_header(path: Path) -> tuple[dict, int]:
             raise _damaged(path, f'its header claims {length} bytes')
         text = file.read(length)
     try:
-        header = json.loads(text)
-    except ValueError:
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
+    except Duplicate as error:
+        raise _damaged(path, f'its header names {error} twice') from None
+    except (ValueError, RecursionError):
         raise _damaged(path, 'its header is not JSON') from None
     if not isinstance(header, dict):
         raise _damaged(path, 'its header is not a JSON object')
@@ -238,9 +275,12 @@ def _read_header(path: Path) -> tuple[dict, int]:
 
 def _read_index(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text())['weight_map']
+        content = json.loads(index.read_text(), object_pairs_hook=_without_duplicates)
+        weight_map = content['weight_map']
         files = set(weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except Duplicate as error:
+        raise InputError(f'{index}: names {error} twice. Download the index again.') from None
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise InputError(f'{index}: no "weight_map" in it. Download the index again.') from None
     for file in files:
         if not isinstance(file, str) or file in ('', '.', '..') or Path(file).name != file:
@@ -249,6 +289,18 @@ def _read_index(index: Path) -> dict[str, str]:
                 'index; download it again from its publisher.'
             )
     return weight_map
+
+
+class Duplicate(Exception):
+    """A name that stands twice in one JSON object."""
+
+
+def _without_duplicates(pairs: list[tuple]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise Duplicate(repr(next(name for name in names if names.count(name) > 1)))
+    return found
 
 
 def _damaged(path: Path, what: str) -> InputError:

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mossjax.convert import kinds
 from mossjax.models.lm import loss as loss_lib
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import TEXT, keep_all, network
@@ -44,6 +45,11 @@ class LMTask:
     @functools.cached_property
     def network(self) -> Network:
         return network(self.config, attend=self.attend, remat=self.remat)
+
+    @property
+    def model(self) -> dict:
+        """What a checkpoint says of its parameters, so that it can be exported; see `kinds`."""
+        return {'kind': kinds.LANGUAGE_MODEL, 'configs': {kinds.CONFIG: self.config.to_hf()}}
 
     def init_extra(self, params: dict) -> dict:
         del params

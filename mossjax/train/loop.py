@@ -64,7 +64,7 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
     step_fn = compiled_step(task, plan, jnp.dtype(config.compute_dtype), first)
     everywhere = plan.abstract.step.sharding
     key = jax.jit(jax.random.key, out_shardings=everywhere, static_argnums=0)(config.seed)
-    meta = {'config': config.to_dict()}
+    meta = {'config': config.to_dict(), 'model': getattr(task, 'model', None)}
 
     def save(state, step):
         logging.info('saving step %d', step)

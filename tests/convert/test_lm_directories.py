@@ -11,7 +11,7 @@ from mossjax.convert import rules
 from mossjax.convert.directories import new_directory, open_lm, save_lm
 from mossjax.convert.lm_rules import LM_RULES, module_order
 from mossjax.convert.qwen3 import from_qwen3, start_speech_side
-from mossjax.convert.safetensors_io import SHARD_BYTES, _group, open_tensors, write
+from mossjax.convert.safetensors_io import SHARD_BYTES, group, open_tensors, write
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
@@ -58,7 +58,7 @@ def test_shards_of_the_released_model_have_the_listed_sizes():
     """4.6, 4.7, 4.7 and 3.1 GiB; the order of modules decides where the cuts fall."""
     tensors = published_tensors()
     sizes = {n: 2 * int(np.prod(tensors[n])) for n in sorted(tensors, key=module_order)}
-    groups = _group(sizes, SHARD_BYTES)
+    groups = group(sizes, SHARD_BYTES)
     gib = [round(sum(sizes[n] for n in group) / 2**30, 3) for group in groups]
     assert gib == [4.596, 4.641, 4.656, 3.049]
     assert sum(sizes.values()) == 18_191_388_672
@@ -162,6 +162,10 @@ class Tensors(dict):
     @property
     def shapes(self):
         return {name: array.shape for name, array in self.items()}
+
+    @property
+    def dtypes(self):
+        return {name: array.dtype for name, array in self.items()}
 
     def read(self, name):
         return self[name]

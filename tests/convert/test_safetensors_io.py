@@ -153,6 +153,15 @@ def damaged(path, how):
         return struct.pack('<Q', 8) + b'notjson!' + data[8:]
     if how == 'list header':
         return again([1])
+    if how == 'deep header':
+        text = b'[' * 100_000
+        return struct.pack('<Q', len(text)) + text + data[8:]
+    if how == 'name twice':
+        text = json.dumps(header).encode()
+        text = text[:-1] + b', "a"' + text[len('{"a"'):]
+        return struct.pack('<Q', len(text)) + text + data[8 + length :]
+    if how == 'shared bytes':
+        return again({**header, 'b': {**header['a'], 'shape': [1], 'data_offsets': [4, 8]}})
     header['a'] |= {
         'offsets beyond the shape': {'data_offsets': [0, 8]},
         'negative offset': {'data_offsets': [-4, 8]},
@@ -167,6 +176,7 @@ def damaged(path, how):
     'how',
     [
         'truncated', 'four bytes', 'git lfs pointer', 'absurd header', 'not json', 'list header',
+        'deep header', 'name twice', 'shared bytes',
         'offsets beyond the shape', 'negative offset', 'negative shape', 'no offsets',
         'unknown dtype',
     ],
@@ -213,6 +223,15 @@ def test_index_and_shards_must_agree(tmp_path):
     content['weight_map']['b'] = content['weight_map']['a']
     index.write_text(json.dumps(content))
     with pytest.raises(InputError, match="'b' is not in model-00001"):
+        open_tensors(tmp_path)
+
+
+def test_an_index_that_names_a_tensor_twice_is_refused(tmp_path):
+    index, content = sharded(tmp_path)
+    text = index.read_text().replace('"b": "model-00002', '"a": "model-00002')
+    assert text != index.read_text()
+    index.write_text(text)
+    with pytest.raises(InputError, match="names 'a' twice"):
         open_tensors(tmp_path)
 
 

@@ -1,0 +1,110 @@
+"""moves weights between Hugging Face and Orbax, and proves that nothing was lost.
+
+  mossjax convert SRC DST              the other form of SRC, found from its files
+  mossjax convert --verify DIR [SRC]   checks DIR (and SRC) against the certificate in DIR
+
+SRC holds one of
+  - the MOSS-Speech language model (config.json, model.safetensors or shards with their index),
+  - a Qwen3 text model: becomes the start of a speech model (trunk, text branch, copied speech
+    branch, fresh speech embedding and head),
+  - the speech tokenizer (config.json, preprocessor_config.json, model.safetensors),
+  - an Orbax checkpoint of any of these: what this command wrote, or the workdir of a training run.
+Tensors go through memory one at a time; each is read back and compared, and certificate.json says
+what every tensor was. An interrupted conversion goes on when the same command is run again. Code
+that comes with a checkpoint is copied, never run.
+
+Examples:
+  mossjax convert MOSS-Speech moss-orbax
+  mossjax convert moss-orbax MOSS-Speech-again
+  mossjax convert --verify moss-orbax MOSS-Speech
+  mossjax convert Qwen3-8B start
+  mossjax convert --text_side moss-orbax text-model
+  mossjax convert runs/sft exported --dtype bfloat16 --companions MOSS-Speech
+"""
+
+from absl import flags
+
+from mossjax.errors import InputError
+
+FLAGS = flags.FlagValues()
+_VERIFY = flags.DEFINE_bool(
+    'verify', False, 'Check a converted directory instead of converting.', flag_values=FLAGS
+)
+_DTYPE = flags.DEFINE_enum(
+    'dtype', '', ['', 'float32', 'bfloat16', 'float16'],
+    'Store floating tensors so; by default each keeps its own.', flag_values=FLAGS,
+)  # fmt: skip
+_CONFIG = flags.DEFINE_string(
+    'config', None, 'JSON file with keys of config.json that a start from Qwen3 is to have, e.g. '
+    '{"num_modality_layers": 2}; the others are those of Qwen3 and of the released model.',
+    flag_values=FLAGS,
+)  # fmt: skip
+_COMPANIONS = flags.DEFINE_string(
+    'companions', None, 'Directory with the files that belong beside the weights (tokenizer.json, '
+    'generation_config.json, ...), for checkpoints of training runs, which have none.',
+    flag_values=FLAGS,
+)  # fmt: skip
+_TEXT_SIDE = flags.DEFINE_bool(
+    'text_side', False, 'Write trunk and text branch of a language model, in either form, as a '
+    'Qwen3 text model that Transformers loads.', flag_values=FLAGS,
+)  # fmt: skip
+_CERTIFICATE = flags.DEFINE_bool(
+    'certificate', True, 'Hash, describe and read back every tensor; --nocertificate is quicker.',
+    flag_values=FLAGS,
+)  # fmt: skip
+_SHARD_GB = flags.DEFINE_float(
+    'shard_gb', 5.0, 'Largest file of a Hugging Face directory, in 10^9 bytes.', lower_bound=0.001,
+    flag_values=FLAGS,
+)  # fmt: skip
+
+
+def main(args: list[str]) -> int | None:
+    from mossjax.convert import kinds, transfer
+    from mossjax.convert.directories import read_json
+
+    if _VERIFY.value:
+        return _verify(args)
+    if len(args) != 2:
+        raise InputError(f'takes two directories, SRC and DST; got {len(args)} arguments')
+    changes = read_json(_CONFIG.value) if _CONFIG.value else None
+    source = kinds.open_source(args[0], changes)
+    if _COMPANIONS.value:
+        source = kinds.with_companions(source, _COMPANIONS.value)
+    if _TEXT_SIDE.value:
+        source = kinds.text_side(source)
+    options = transfer.Options(
+        dtype=_DTYPE.value, certify=_CERTIFICATE.value, shard_bytes=round(_SHARD_GB.value * 1e9)
+    )
+    start = ', as the start of a speech model' if source.choices.get('start') else ''
+    count = len(source.tensors.shapes)
+    print(f'{args[0]}: {source.kind.name}, {count} tensors{start} -> {source.becomes}')
+    paper = transfer.convert(source, args[1], options, progress_bar)
+    if source.left:
+        print(f'left behind: {", ".join(source.left)}')
+    proved = f', all read back equal; {args[1]}/certificate.json' if paper else ''
+    print(f'{args[1]}: {count} tensors{proved}')
+    return None
+
+
+def _verify(args: list[str]) -> int | None:
+    from mossjax.convert import transfer
+
+    if len(args) not in (1, 2):
+        raise InputError('--verify takes the converted directory and, if wanted, its source')
+    faults = transfer.verify(*args, progress=progress_bar)
+    if faults:
+        shown = '\n  '.join(faults[:20]) + ('\n  ...' if len(faults) > 20 else '')
+        print(f'{args[0]}: {len(faults)} faults:\n  {shown}\nConvert again from the source.')
+        return 1
+    print(f'{args[0]}: every tensor is the one of the certificate')
+    return None
+
+
+def progress_bar(total: int, done: int):
+    """A bar in bytes, on a terminal only."""
+    import tqdm
+
+    bar = tqdm.tqdm(
+        total=total, initial=done, unit='B', unit_scale=True, unit_divisor=1000, disable=None
+    )
+    return bar.update

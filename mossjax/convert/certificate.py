@@ -1,0 +1,136 @@
+"""The certificate of a conversion: what every tensor was, and that it came back the same.
+
+certificate.json, beside the weights:
+
+    source     revision if known, {file: {bytes, sha256}} of the weights and of config.json
+    made       kind, choices (a Qwen3 start), cast, versions, date
+    coverage   tensors read, tensors written, parameters filled, unused tensors
+    tensors    {name: {dtype, shape, sha256, min, max, mean, std, non_finite}} as stored here
+    round_trip {equal: n, differing: []}: every tensor read back from what was written
+
+SHA-256 is over a tensor's bytes in the checkpoint's layout (C order), so that it is the same on
+both sides of a conversion.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import hashlib
+import json
+from pathlib import Path
+import re
+
+import ml_dtypes
+import numpy as np
+
+from mossjax.convert.safetensors_writer import blocks
+from mossjax.errors import InputError
+
+NAME = 'certificate.json'
+BLOCK_BYTES = 16 * 2**20
+_COMMIT = re.compile(r'[0-9a-f]{40}')
+
+
+def describe(tensor: np.ndarray) -> dict:
+    """dtype, shape, SHA-256 and statistics (over finite values, in float64) of one tensor."""
+    digest = hashlib.sha256()
+    count, total, squares, non_finite = 0, 0.0, 0.0, 0
+    low, high = np.inf, -np.inf
+    for block in blocks(tensor, BLOCK_BYTES):
+        digest.update(block.reshape(-1).view(np.uint8).data)
+        values = _float32(block)
+        finite = np.isfinite(values)
+        if not finite.all():
+            non_finite += int(values.size - finite.sum())
+            values = values[finite]
+        if values.size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+            count += values.size
+            total += float(values.sum(dtype=np.float64))
+            squares += float(np.dot(*[values.reshape(-1).astype(np.float64)] * 2))
+    mean = total / count if count else 0.0
+    return {
+        'dtype': tensor.dtype.name, 'shape': list(tensor.shape), 'sha256': digest.hexdigest(),
+        'min': low if count else None, 'max': high if count else None, 'mean': mean,
+        'std': max(squares / count - mean**2, 0.0) ** 0.5 if count else 0.0,
+        'non_finite': non_finite,
+    }  # fmt: skip
+
+
+def _float32(block: np.ndarray) -> np.ndarray:
+    if block.dtype == ml_dtypes.bfloat16:  # the upper half of a float32; quicker than a cast
+        return (block.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return block.astype(np.float32 if block.dtype.itemsize <= 4 else np.float64)
+
+
+def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two tensors are equal to the last bit, NaNs and signs of zero included."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return all(
+        np.array_equal(x.reshape(-1).view(np.uint8), y.reshape(-1).view(np.uint8))
+        for x, y in zip(blocks(a, BLOCK_BYTES), blocks(b, BLOCK_BYTES), strict=True)
+    )
+
+
+def file_record(path: Path) -> dict:
+    """Size and SHA-256 of a file."""
+    with open(path, 'rb') as file:
+        return {
+            'bytes': path.stat().st_size, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()
+        }
+
+
+def revision_of(directory: Path) -> str | None:
+    """The commit a directory was downloaded at, as the Hugging Face client records it."""
+    resolved = directory.resolve()
+    if resolved.parent.name == 'snapshots' and _COMMIT.fullmatch(resolved.name):
+        return resolved.name
+    for record in sorted((directory / '.cache' / 'huggingface' / 'download').glob('*.metadata')):
+        first = record.read_text().partition('\n')[0].strip()
+        if _COMMIT.fullmatch(first):
+            return first
+    return None
+
+
+def load(directory: Path) -> dict:
+    """
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    path = directory / NAME
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content['tensors'], dict):
+            raise TypeError('tensors')
+    except FileNotFoundError:
+        raise InputError(
+            f'{path}: no such file; only directories that mossjax convert wrote (without '
+            '--nocertificate) can be verified'
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path} is damaged ({error!r}); convert again') from None
+    return content
+
+
+def compare(
+    certificate: Mapping, names: Iterable[str], read: Callable[[str], np.ndarray],
+    progress: Callable[[int], None] = lambda n: None,
+) -> list[str]:
+    """Faults of a directory's tensors against its certificate, [] if there are none.
+
+    Args:
+      progress: told the bytes of each tensor.
+    """
+    names, expected = list(names), certificate['tensors']
+    faults = [f'{name}: not in the certificate' for name in names if name not in expected]
+    faults += [f'{name}: missing' for name in expected if name not in set(names)]
+    for name in names:
+        if name in expected:
+            tensor = read(name)
+            found = describe(tensor)
+            faults += [
+                f'{name}: {key} is {found[key]}, was {expected[name].get(key)}'
+                for key in ('dtype', 'shape', 'sha256')
+                if found[key] != expected[name].get(key)
+            ]
+            progress(tensor.nbytes)
+    return faults

@@ -1,0 +1,335 @@
+"""A conversion: every tensor read once, written once, read back, and written down.
+
+Both sides are tensors under checkpoint names, so one loop converts in either direction. Work goes
+on in a hidden directory beside the destination, which takes its name when everything is there; a
+journal in it makes an interrupted conversion go on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+import shutil
+import sys
+import threading
+
+from absl import logging
+import jax.numpy as jnp
+import numpy as np
+
+from mossjax import __version__, checkpoint
+from mossjax.convert import certificate, kinds, rules
+from mossjax.convert.kinds import Source, Tensors, Together
+from mossjax.convert.orbax_tensors import OrbaxTensors, create
+from mossjax.convert.safetensors_io import SHARD_BYTES
+from mossjax.convert.safetensors_writer import ShardWriter
+from mossjax.errors import InputError
+from mossjax.files import replacing, room_for
+
+# Tensors above this size are converted one at a time, which bounds the memory.
+LARGE_BYTES = 256 * 2**20
+SPARE_BYTES = 64 * 2**20  # free disk asked for beside the tensors
+Progress = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What may be asked of a conversion.
+
+    Attributes:
+      dtype: numpy dtype name to store floating tensors in; '' keeps each one's own.
+      certify: hash, describe and read back every tensor.
+      shard_bytes: of the files of a Hugging Face directory.
+    """
+
+    dtype: str = ''
+    certify: bool = True
+    shard_bytes: int = SHARD_BYTES
+
+
+def convert(
+    source: Source, target: str | Path, options: Options = Options(),  # noqa: B008
+    progress: Callable[[int, int], Progress] = lambda total, done: lambda n: None,
+) -> dict | None:
+    """Writes `source` to `target` in the other form; returns the certificate.
+
+    Args:
+      progress: (bytes in all, bytes already there) -> a function told the bytes of each tensor.
+
+    Raises:
+      InputError: `target` is in use, the disk is too small (seen before anything is written), or a
+        tensor did not come back as it was.
+    """
+    target = Path(os.path.abspath(target))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f'{target}: already exists and is not empty. Remove it or name another.')
+    tensors = _in_dtype(source.tensors, options.dtype) if options.dtype else source.tensors
+    partial = target.with_name(f'.{target.name}.converting')
+    identity = _identity(source, options)
+    done = Journal.resume(partial, identity)
+    _check_room(target, tensors, done)
+    partial.mkdir(parents=True, exist_ok=True)
+    with room_for(target):
+        sink = _sink(source, tensors, partial, options)
+        with Journal(partial, identity) as journal:
+            entries = _run(tensors, sink, done, journal, options.certify, progress)
+        differing = sorted(name for name, entry in entries.items() if not entry.pop('equal', True))
+        if differing:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise InputError(
+                f'{target}: {len(differing)} tensors read back otherwise than they were written '
+                f'({", ".join(differing[:5])}); the disk or memory of this machine is at fault. '
+                'Nothing was kept: check it and convert again'
+            )
+        if isinstance(sink, ShardWriter):
+            sink.finish()
+        _copy_companions(source, partial, tensors, options)
+        paper = _certificate(source, entries, options) if options.certify else None
+        if paper:
+            (partial / certificate.NAME).write_text(json.dumps(paper, indent=1) + '\n')
+        (partial / Journal.NAME).unlink()
+        if target.exists():
+            target.rmdir()
+        os.replace(partial, target)
+    return paper
+
+
+def verify(directory: str | Path, original: str | Path | None = None, progress=None) -> list[str]:
+    """Faults of a converted directory against its certificate, [] if it is whole.
+
+    Args:
+      original: the directory it was made from; its files are hashed and compared too.
+      progress: as of `convert`.
+
+    Raises:
+      InputError: there is no certificate, or a directory cannot be opened.
+    """
+    source = kinds.open_source(directory)
+    paper = certificate.load(source.path)
+    tell = progress(_bytes(source.tensors), 0) if progress else (lambda n: None)
+    faults = certificate.compare(paper, source.tensors.shapes, source.tensors.read, tell)
+    if original is not None:
+        for name, record in paper['source']['files'].items():
+            path = Path(original) / name
+            found = certificate.file_record(path) if path.is_file() else None
+            if found != record:
+                said = 'differs from the one converted' if found else 'missing'
+                faults.append(f'{path}: {said}')
+    return faults
+
+
+# -------------------------------------------------------------------------------- the loop
+
+
+def _run(tensors, sink, done, journal, certify, progress) -> dict[str, dict]:
+    """{tensor: what the journal says of it}, after every one is in the sink."""
+    total = _bytes(tensors)
+    tell = progress(total, sum(_size(tensors, name) for name in done))
+    entries = dict(done)
+    todo = [name for name in tensors.shapes if name not in done]
+    small = [name for name in todo if _size(tensors, name) <= LARGE_BYTES]
+    large = [name for name in todo if _size(tensors, name) > LARGE_BYTES]
+
+    def one(name: str) -> None:
+        tensor = tensors.read(name)
+        sink.write(name, tensor)
+        entry = {}
+        if certify:
+            entry = certificate.describe(tensor)
+            entry['equal'] = certificate.same_bytes(tensor, sink.read(name))
+        entries[name] = entry
+        journal.add(name, entry)
+        tell(tensor.nbytes)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        list(pool.map(one, small))
+    for name in large:
+        one(name)
+    return {name: entries[name] for name in tensors.shapes}
+
+
+class Journal:
+    """Which tensors are in place, one JSON line each; the first line says of which conversion."""
+
+    NAME = 'progress.jsonl'
+
+    def __init__(self, directory: Path, identity: dict):
+        path = directory / self.NAME
+        new = not path.exists()
+        self._file, self._lock = open(path, 'a', encoding='utf-8'), threading.Lock()
+        if new:
+            self._write(identity)
+
+    @classmethod
+    def resume(cls, directory: Path, identity: dict) -> dict[str, dict]:
+        """{tensor: entry} of an interrupted conversion; what another one left is removed."""
+        path = directory / cls.NAME
+        if not directory.exists():
+            return {}
+        lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith('\n')]  # a kill tears the last one
+        if not whole or json.loads(whole[0]) != identity:
+            logging.info('%s: left by another conversion, removed', directory)
+            shutil.rmtree(directory)
+            return {}
+        if len(whole) < len(lines):
+            path.write_text(''.join(whole), encoding='utf-8')
+        done = {}
+        for line in whole[1:]:
+            entry = json.loads(line)
+            done[entry.pop('tensor')] = entry
+        logging.info('%s: going on, %d tensors are in place', directory, len(done))
+        return done
+
+    def add(self, name: str, entry: dict) -> None:
+        self._write({'tensor': name, **entry})
+
+    def _write(self, line: dict) -> None:
+        with self._lock:
+            self._file.write(json.dumps(line) + '\n')
+            self._file.flush()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+
+# ------------------------------------------------------------------------------ the two sides
+
+
+def _sink(source: Source, tensors: Tensors, partial: Path, options: Options):
+    """Where tensors are written: the other form than the source's, made or taken up again."""
+    kind, (shapes, dtypes) = source.kind, (tensors.shapes, tensors.dtypes)
+    if source.becomes == kinds.HUGGING_FACE:
+        return ShardWriter(partial, shapes, dtypes, kind.order, options.shard_bytes)
+    if not (partial / '0').is_dir():
+        flat = rules.flatten(kind.network.shapes)
+        of = {rule.path: dtypes[rule.tensor((0,) * rule.depth)] for rule in kind.rules}
+        params = {path: _Shape(tuple(x.shape), of[path]) for path, x in flat.items()}
+        create(partial, params, rules.flatten(kind.network.axes), {'model': kinds.describe(source)})
+    sink = OrbaxTensors(partial, kind.rules, 0)
+    if not source.unused:
+        return sink
+    names = source.unused
+    others = ShardWriter(
+        partial, {n: shapes[n] for n in names}, {n: dtypes[n] for n in names}, str,
+        sys.maxsize, stem=kinds.UNUSED,
+    )
+    return Together((sink, others))
+
+
+def _identity(source: Source, options: Options) -> dict:
+    """What must be the same for an interrupted conversion to go on."""
+    stats = {name: (source.path / name).stat() for name in source.weights}
+    dtypes = source.tensors.dtypes
+    tensors = {n: [list(shape), str(dtypes[n])] for n, shape in source.tensors.shapes.items()}
+    return {
+        'source': str(source.path.resolve()), 'options': dataclasses.asdict(options),
+        'files': {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+        'step': source.step, 'kind': source.kind.name, 'choices': dict(source.choices),
+        'tensors': hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest(),
+    }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def _size(tensors: Tensors, name: str) -> int:
+    return math.prod(tensors.shapes[name]) * np.dtype(tensors.dtypes[name]).itemsize
+
+
+def _bytes(tensors: Tensors) -> int:
+    return sum(_size(tensors, name) for name in tensors.shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cast:
+    """Tensors with their floating ones in another dtype."""
+
+    tensors: Tensors
+    dtype: np.dtype
+
+    @property
+    def shapes(self) -> Mapping:
+        return self.tensors.shapes
+
+    @property
+    def dtypes(self) -> dict:
+        return {
+            name: self.dtype if _is_float(dtype) else dtype
+            for name, dtype in self.tensors.dtypes.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        tensor = self.tensors.read(name)
+        return tensor.astype(self.dtype) if _is_float(tensor.dtype) else tensor
+
+
+def _is_float(dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def _in_dtype(tensors: Tensors, name: str) -> _Cast:
+    return _Cast(tensors, np.dtype(name))
+
+
+def _check_room(target: Path, tensors: Tensors, done: Mapping) -> None:
+    """Refuses a disk that is too small before anything is written."""
+    needed = sum(_size(tensors, n) for n in tensors.shapes if n not in done) + SPARE_BYTES
+    parent = next(p for p in target.parents if p.exists())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise InputError(
+            f'{target}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free in '
+            f'{parent}; free space or name a place on another disk'
+        )
+
+
+def _copy_companions(source: Source, partial: Path, tensors: Tensors, options: Options) -> None:
+    """Configuration, text tokenizer and what else lies beside the weights."""
+    for name in source.files:
+        shutil.copyfile(source.path / name, partial / Path(name).name)
+    for name, content in source.kind.configs.items():
+        made_here = not (partial / name).is_file()
+        if name == kinds.CONFIG and (options.dtype or made_here):  # what the tensors are stored in
+            key = 'torch_dtype' if 'torch_dtype' in content else 'dtype'
+            content = content | {key: tensors.dtypes[next(iter(tensors.shapes))].name}
+        elif not made_here:
+            continue  # as it came, to the byte
+        with replacing(partial / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+
+
+def _certificate(source: Source, entries: Mapping, options: Options) -> dict:
+    paths = [*source.weights, *(n for n in source.files if n in source.kind.configs)]
+    return {
+        'format': 1,
+        'source': {
+            'revision': certificate.revision_of(source.path),
+            'files': {name: certificate.file_record(source.path / name) for name in paths},
+        },
+        'made': {
+            'kind': source.kind.name, 'choices': dict(source.choices), 'cast': options.dtype,
+            'date': datetime.date.today().isoformat(),
+            'versions': {'mossjax': __version__, **checkpoint.versions()},
+        },
+        'coverage': {
+            'tensors': len(entries), 'of_the_network': len(entries) - len(source.unused),
+            'parameters': len(source.kind.rules), 'unused': list(source.unused),
+            'left_behind': list(source.left),
+        },
+        'round_trip': {'equal': len(entries), 'differing': []},
+        'tensors': dict(entries),
+    }  # fmt: skip
