@@ -1,4 +1,4 @@
-"""The language model's directory in upstream's Hugging Face layout, read and written."""
+"""Directories in upstream's Hugging Face layout: what all of them need, and writing the LM's."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -38,34 +38,6 @@ def read_json(path: str | Path) -> dict:
     return content
 
 
-def open_lm(directory: str | Path, dtype=None) -> tuple[LMConfig, dict]:
-    """Reads config.json and model.safetensors (or its shards).
-
-    Args:
-      directory: as downloaded, or as written by `save_lm`.
-      dtype: of the parameters; the stored one of each tensor by default.
-
-    Returns:
-      (config, parameters as a nested dict of numpy arrays in host memory).
-
-    Raises:
-      InputError: a file is missing or damaged, or weights and config do not fit; raised before
-        any weight is read.
-    """
-    directory = Path(directory)
-    path = directory / 'config.json'
-    config = LMConfig.from_hf(read_json(path), where=str(path))
-    tensors = safetensors_io.open_tensors(directory)
-    shapes = network(config).shapes
-    rules.check(LM_RULES, tensors.shapes, shapes, where=str(directory))
-
-    def read(name: str) -> np.ndarray:
-        array = tensors.read(name)
-        return array if dtype is None else array.astype(dtype)
-
-    return config, rules.to_params(LM_RULES, read, shapes)
-
-
 def save_lm(
     directory: str | Path,
     config: LMConfig,
@@ -74,7 +46,7 @@ def save_lm(
     files: Mapping[str, bytes | Path] | None = None,
     shard_bytes: int = safetensors_io.SHARD_BYTES,
 ) -> None:
-    """Writes a directory that `open_lm` and upstream's code can read.
+    """Writes a directory that `placement.open_lm` and upstream's code can read.
 
     Args:
       directory: must not exist, or be empty.

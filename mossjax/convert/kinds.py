@@ -142,7 +142,7 @@ def open_source(path: str | Path, changes: Mapping | None = None) -> Source:
         raise InputError(f'{path}: only a start from Qwen3 takes changes to the configuration')
     if _orbax_root(path) is not None:
         return _open_orbax(_orbax_root(path), path)
-    if not (path / CONFIG).is_file() or not _has_weights(path):
+    if not (path / CONFIG).is_file() and not _has_weights(path):
         found = ', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'
         raise InputError(
             f'{path} is neither a Hugging Face directory ({CONFIG} with model.safetensors or its '

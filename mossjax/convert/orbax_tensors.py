@@ -51,6 +51,10 @@ class OrbaxTensors:
         rule, layer = self._place[name]
         return rule.op.inverse(self._array(rule)[layer].read().result(), self.shapes[name])
 
+    def view(self, rule: Rule) -> 'ArrayView':
+        """A whole parameter, to be sliced."""
+        return ArrayView(self._array(rule))
+
     def write(self, name: str, tensor: np.ndarray) -> None:
         """Puts one tensor into its place, on disk when this returns."""
         rule, layer = self._place[name]
@@ -63,6 +67,17 @@ class OrbaxTensors:
         if rule.path not in self._open:
             self._open[rule.path] = checkpoint.open_array(self.path, rule.path, self.step)
         return self._open[rule.path]
+
+
+class ArrayView:
+    """An array on disk: `shape`, `dtype`, and slices, which are read when they are taken."""
+
+    def __init__(self, array):
+        self._array = array
+        self.shape, self.dtype = tuple(array.shape), array.dtype.numpy_dtype
+
+    def __getitem__(self, index) -> np.ndarray:
+        return self._array[index].read().result()
 
 
 def create(directory: Path, params: Mapping[str, np.ndarray], axes: Mapping, meta: dict) -> None:

@@ -16,7 +16,8 @@ from absl import logging
 import jax
 import numpy as np
 
-from mossjax.convert.directories import open_lm, read_json
+from mossjax.convert.directories import read_json
+from mossjax.convert.placement import on_host, open_lm
 from mossjax.errors import InputError
 from mossjax.infer.generate import Generation, Generator
 from mossjax.infer.sampling import Settings, row_keys
@@ -112,7 +113,7 @@ class Chat:
             )
         ids = GridIds.of(config, text)
         encode, decode = (None, None) if codec_dir is None else open_codec(codec_dir, ids.eosp)
-        config, params = open_lm(model_dir, dtype)
+        config, params = open_lm(model_dir, on_host(dtype))
         generator = Generator(network(config), config, ids, rules)
         return cls(generator, jax.device_put(params), text, encode, decode, style, settings)
 

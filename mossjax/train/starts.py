@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from mossjax import checkpoint
-from mossjax.convert.directories import check_params, open_lm, read_json
+from mossjax.convert import kinds
+from mossjax.convert.directories import check_params, read_json
+from mossjax.convert.placement import on_devices, place
 from mossjax.convert.qwen3 import open_qwen3
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
@@ -34,7 +37,7 @@ def from_workdir(workdir: str) -> Start | None:
 
 
 def language_model(directory: str, config: LMConfig, network: Network, seed: int) -> Start | None:
-    """From the workdir of another run, a MOSS-Speech directory or a Qwen3 directory.
+    """From the workdir of another run, a MOSS-Speech directory (either form) or a Qwen3 directory.
 
     A Qwen3 text model gives trunk and text branch; the speech branch starts as a copy.
 
@@ -59,7 +62,8 @@ def language_model(directory: str, config: LMConfig, network: Network, seed: int
 
 
 def _moss_speech(path: Path, network: Network, abstract: dict) -> dict:
-    del abstract
-    _, params = open_lm(path)
-    check_params(params, network.shapes)
-    return params
+    source = kinds.open_source(path)
+    check_params(source.kind.network.shapes, network.shapes)
+    return place(
+        source.kind.rules, source.tensors, network.shapes, on_devices(abstract, np.float32)
+    )

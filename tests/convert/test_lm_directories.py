@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mossjax.convert import rules
-from mossjax.convert.directories import new_directory, open_lm, save_lm
+from mossjax.convert.directories import new_directory, save_lm
 from mossjax.convert.lm_rules import LM_RULES, module_order
+from mossjax.convert.placement import on_host, open_lm
 from mossjax.convert.qwen3 import from_qwen3, start_speech_side
 from mossjax.convert.safetensors_io import SHARD_BYTES, group, open_tensors, write
 from mossjax.errors import InputError
@@ -103,7 +104,7 @@ def test_heads_are_split_as_the_layer_splits_them():
 def test_dtype_converts_on_opening(tmp_path):
     params = tiny_params(CONFIG)
     save_lm(tmp_path / 'a', CONFIG, params)
-    config, half = open_lm(tmp_path / 'a', dtype=ml_dtypes.bfloat16)
+    config, half = open_lm(tmp_path / 'a', on_host(ml_dtypes.bfloat16))
     assert config == CONFIG
     np.testing.assert_array_equal(
         half['trunk']['mlp']['up'], params['trunk']['mlp']['up'].astype(ml_dtypes.bfloat16)

@@ -11,7 +11,8 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3 import modeling_qwen3 as hf
 
-from mossjax.convert.directories import open_lm, save_lm
+from mossjax.convert.directories import save_lm
+from mossjax.convert.placement import open_lm
 from mossjax.convert.qwen3 import open_qwen3
 from mossjax.models.lm.cache import Cache
 from mossjax.models.lm.model import network

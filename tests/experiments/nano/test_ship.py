@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from experiments.nano import ogg, ship, world
-from mossjax.convert.directories import open_lm, save_lm
+from mossjax.convert.directories import save_lm
+from mossjax.convert.placement import open_lm
 from mossjax.errors import InputError
 from mossjax.infer.assets import FILES, Assets, shipped
 from tests.tiny_run import JUDGE, REPORT, WORLD, write_run
