@@ -23,6 +23,7 @@ from experiments.nano import examples, measure, render, text, world
 from mossjax.convert.codec_flow import save_flow
 from mossjax.convert.codec_tokenizer import save_tokenizer
 from mossjax.convert.directories import save_lm
+from mossjax.convert.placement import on_host
 from mossjax.convert.qwen3 import start_speech_side
 from mossjax.data.builder import write_rows
 from mossjax.data.codes import CodesStore, tokenize_recordings
@@ -259,7 +260,7 @@ def stage2(workdir: Path, effort: float) -> dict:
 def sft(workdir: Path, effort: float) -> dict:
     """The last stage; `lm` is what is shipped, and what is measured."""
     config, _, state = train(workdir, 'sft', effort)
-    chat = Chat.open(save_model(workdir, 'lm', state.params, 'bfloat16'), dtype=jnp.float32)
+    chat = Chat.open(save_model(workdir, 'lm', state.params, 'bfloat16'), put=on_host('float32'))
     return facts_of(config, state) | exact_scores(workdir, chat)
 
 

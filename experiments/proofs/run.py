@@ -25,8 +25,11 @@ class Proof(NamedTuple):
 
 CPU = {'JAX_PLATFORMS': 'cpu'}
 PROOFS = {
+    'conversion_kills': Proof('ten kills -9 of a conversion: reruns complete, bytes right', CPU),
+    'conversion_size': Proof('18 GB to Orbax and back: bytes, memory, throughput', CPU),
     'exact_resume': Proof('20 steps of the nano model = 10, kill -9, 10: bit for bit', CPU),
     'mutations': Proof('the tests notice wrong programs', CPU),
+    'tpu_decode_step': Proof('the 9.1 B speaking step fits a v5e in int8, a v6e in bf16', CPU),
     'tpu_train_step': Proof('the 9.1 B step compiles for v5p and v6e pods and fits', CPU),
 }
 

@@ -37,6 +37,10 @@ _ASSETS = flags.DEFINE_string(
     'assets', None, 'Directory of another packed checkpoint (experiments.nano.ship writes one).',
     flag_values=FLAGS,
 )
+_INT8 = flags.DEFINE_bool(
+    'int8', False, 'Hold the language model in int8, and print how far that moves it.',
+    flag_values=FLAGS,
+)
 _CHECK = flags.DEFINE_bool(
     'check', False, 'End with exit code 1 unless every gate is met.', flag_values=FLAGS
 )
@@ -49,7 +53,8 @@ def main(args: list[str]) -> int | None:
         raise InputError(f'--questions {_QUESTIONS.value}: ask at least one')
     import tqdm
 
-    from mossjax.eval import demo, demo_files, demo_picture, demo_table
+    from mossjax.convert.int8 import int8
+    from mossjax.eval import agreement, demo, demo_files, demo_picture, demo_table
     from mossjax.infer.assets import Assets, shipped
 
     assets = Assets.open(_ASSETS.value or shipped())
@@ -63,12 +68,16 @@ def main(args: list[str]) -> int | None:
             next(steps)  # counts the one before as done
             bar.set_description(name)
 
-        tour = demo.tour(assets, _QUESTIONS.value, show)
+        tour = demo.tour(
+            assets, _QUESTIONS.value, show, int8('float32') if _INT8.value else None
+        )
     lines = demo_table.lines(tour.answers, tour.controls)
     paths = demo_files.write_wavs(out, tour)
     demo_files.write_json(out / 'demo.json', demo_files.record(assets, tour, lines, paths))
     drawn = demo_picture.draw(out / 'demo.png', tour)
     print(f'\n{demo_table.table(lines)}\n\n{demo_table.stages(assets.report)}\n')
+    if _INT8.value:
+        print(f'{agreement.table(agreement.of_tour(assets, tour))}\n')
     picture = 'demo.png, ' if drawn else ''
     seconds = sum(tour.seconds.values())
     print(f'{out}: demo.json, {picture}{sum(map(bool, paths))} answers as wav; {seconds:.0f} s')

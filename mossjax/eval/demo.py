@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 
+from mossjax.convert.placement import Put, on_host
 from mossjax.errors import InputError
 from mossjax.eval.judge import Judge
 from mossjax.eval.spoken_qa import SILENCES, same_words
@@ -101,13 +102,15 @@ class Clock:
 
 
 def tour(
-    assets: Assets, count: int | None = None, show: Callable[[str], None] = lambda name: None
+    assets: Assets, count: int | None = None, show: Callable[[str], None] = lambda name: None,
+    put: Put | None = None,
 ) -> Tour:
     """Runs everything.
 
     Args:
       count: questions of each split; all by default.
       show: told the name of each of STEPS when it starts.
+      put: how the language model is held, float32 by default; see `Chat.open`.
 
     Raises:
       InputError: `count` is no positive number, or files that do not fit together.
@@ -125,7 +128,7 @@ def tour(
     judge = Judge([f.answer for f in facts], [f.question for f in facts])
     with clock(LOAD):
         # Stored in bfloat16, computed in float32: the faster of the two on a CPU.
-        chat = Chat.open(assets.lm, assets.codec, dtype='float32')
+        chat = Chat.open(assets.lm, assets.codec, put=put or on_host('float32'))
     settings = chat.settings.greedy()
     settings = settings.at_most(min(LONGEST, settings.max_new_tokens))
     with clock(HEAR):

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from mossjax.convert.directories import read_json
-from mossjax.convert.placement import on_host, open_lm
+from mossjax.convert.placement import Put, open_lm
 from mossjax.errors import InputError
 from mossjax.infer.generate import Generation, Generator
 from mossjax.infer.sampling import Settings, row_keys
@@ -83,7 +83,7 @@ class Chat:
     @classmethod
     def open(
         cls, model_dir, codec_dir=None, *, rules: Rules = machine.CLEAN,
-        style: Style = dialogue.CLEAN, dtype=None,
+        style: Style = dialogue.CLEAN, put: Put | None = None,
     ) -> 'Chat':
         """Reads a model directory and, if given, a codec directory.
 
@@ -92,7 +92,8 @@ class Chat:
 
         Args:
           rules, style: machine.UPSTREAM and dialogue.UPSTREAM reproduce upstream's code.
-          dtype: of the language model's parameters, as stored by default.
+          put: how the language model's parameters are held, see `convert.placement`: as stored by
+            default, `on_host('float32')`, `int8.int8('bfloat16')`, ...
 
         Raises:
           InputError: a file is missing or does not fit the others.
@@ -113,7 +114,7 @@ class Chat:
             )
         ids = GridIds.of(config, text)
         encode, decode = (None, None) if codec_dir is None else open_codec(codec_dir, ids.eosp)
-        config, params = open_lm(model_dir, on_host(dtype))
+        config, params = open_lm(model_dir, put)
         generator = Generator(network(config), config, ids, rules)
         return cls(generator, jax.device_put(params), text, encode, decode, style, settings)
 

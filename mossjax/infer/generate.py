@@ -160,7 +160,7 @@ class Generator:
         self.config = config
         self.ids = ids
         self.rules = rules
-        self._network = network
+        self.network = network
         self._run = jax.jit(self._loop, static_argnames='rows')
 
     def __call__(
@@ -212,7 +212,7 @@ class Generator:
         return length, min(bucket(new), limit - length)
 
     def _loop(self, params, tokens, valid, settings, keys, speech_allowed, *, rows):
-        model = self._network.bind(params)
+        model = self.network.bind(params)
         b, t = valid.shape
         state = start(model, tokens, valid, t + rows, self.rules, self.ids)
         padding = jnp.array([self.ids.pad, self.ids.filler], jnp.int32)

@@ -2,10 +2,10 @@
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
 from mossjax.nn.param import fan_in, ones, param, zeros
 from mossjax.ops import norms
+from mossjax.ops.quant import take_rows
 
 
 class Linear(nnx.Module):
@@ -36,7 +36,7 @@ class Embedding(nnx.Module):
         self.table = param(rngs, (vocab, d), axes, init)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.table[...], ids, axis=0, mode='clip')
+        return take_rows(self.table[...], ids)
 
 
 class LayerNorm(nnx.Module):

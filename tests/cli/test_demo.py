@@ -13,6 +13,7 @@ import pytest
 from experiments.nano import ship
 from mossjax.cli import demo as command
 from mossjax.cli import main as cli
+from mossjax.convert.placement import on_host
 from mossjax.eval import demo
 from mossjax.infer import audio
 from mossjax.infer.assets import Assets
@@ -84,7 +85,7 @@ def test_figures_agree_with_the_single_answers(finished):
 
 def test_replies_are_the_model_s_own_to_each_question(finished, assets):
     packed = Assets.open(assets)
-    chat = Chat.open(packed.lm, dtype='float32')
+    chat = Chat.open(packed.lm, put=on_host('float32'))
     settings = chat.settings.greedy()
     asked = packed.questions('heldout')[:2] + packed.questions('never_spoken')
     said = iter(finished.content['answers'])

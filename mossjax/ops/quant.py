@@ -1,0 +1,71 @@
+"""int8 weights: symmetric, one scale for every output channel.
+
+`Int8` stands where a weight array stood. Networks only ever ask a weight for `astype(dtype)` (or
+for some of its rows), so they run on either; the compiler fuses the product into the matmul that
+reads it, and the full array is never in memory.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LARGEST = 127  # -128 is not used: the range is symmetric
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=['values', 'scale'], meta_fields=['dtype']
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Int8:
+    """values * scale.
+
+    Attributes:
+      values: int8, the shape of the weight.
+      scale: float32, the same with 1 on the axes that are summed over.
+      dtype: numpy dtype name of the weight it stands for (what activations start as).
+    """
+
+    values: jax.Array
+    scale: jax.Array
+    dtype: str = 'bfloat16'
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.values.ndim
+
+    def __getitem__(self, index) -> 'Int8':
+        """The whole of it (`w[...]`), which is how networks read a parameter."""
+        if index is not Ellipsis:
+            raise TypeError('an int8 weight is read whole, [...], or by rows, take_rows')
+        return self
+
+    def astype(self, dtype) -> jax.Array:
+        """The weight in a floating dtype; the product is rounded once."""
+        return (self.values.astype(jnp.float32) * self.scale).astype(dtype)
+
+
+def quantise(weight: np.ndarray, summed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(values, scale) of a weight; rounds half to even, an all-zero channel has scale 1.
+
+    Args:
+      summed: axes that a matmul with this weight sums over; every other index has its own scale.
+    """
+    weight = np.asarray(weight, np.float32)
+    largest = np.max(np.abs(weight), axis=summed, keepdims=True)
+    scale = np.where(largest > 0, largest / LARGEST, 1).astype(np.float32)
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def take_rows(table: jax.Array | Int8, ids: jax.Array) -> jax.Array:
+    """Rows of a (v, d) table; ids outside are clipped."""
+    if not isinstance(table, Int8):
+        return jnp.take(table, ids, axis=0, mode='clip')
+    rows = Int8(take_rows(table.values, ids), take_rows(table.scale, ids), table.dtype)
+    return rows.astype(table.dtype)
