@@ -57,7 +57,7 @@ setup(
         # The judge of spoken answers, its scores and its pictures: what the demo needs.
         'eval': ['pocketsphinx>=5.1,<6', 'jiwer>=4', 'matplotlib'],
         # References for the parity tests only. Name a CPU build of torch first (see Makefile).
-        'parity': ['torch>=2.6', 'transformers>=4.51'],
+        'parity': ['torch>=2.6', 'transformers>=4.51', 'peft>=0.15'],
         'dev': ['pytest', 'pytest-xdist', 'ruff'],
     },
 )

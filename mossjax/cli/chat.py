@@ -51,6 +51,10 @@ _LONGEST = flags.DEFINE_integer(
     'max_new_tokens', None, 'Longest reply in grid rows, 12.5 a second of speech; the '
     "checkpoint's own limit by default.", flag_values=FLAGS,
 )  # fmt: skip
+_ADAPTER = flags.DEFINE_string(
+    'adapter', None, "Directory of a LoRA adapter in PEFT's layout to answer with.",
+    flag_values=FLAGS,
+)
 _INT8 = flags.DEFINE_bool(
     'int8', False, 'Hold the language model in int8, quantised while it is read: half the memory. '
     'The 9.1 B model then fits a chip of 16 GB.', flag_values=FLAGS,
@@ -95,7 +99,10 @@ class _Partner:
             'upstream': (machine.UPSTREAM, dialogue.UPSTREAM),
         }[_RULES.value]
         put = int8('bfloat16') if _INT8.value else None
-        self.chat = Chat.open(_MODEL.value, _CODEC.value, rules=rules, style=style, put=put)
+        self.chat = Chat.open(
+            _MODEL.value, _CODEC.value, rules=rules, style=style, put=put,
+            adapter=_ADAPTER.value,
+        )
         self.settings = self.chat.settings
         if _GREEDY.value:
             self.settings = self.settings.greedy()

@@ -8,7 +8,8 @@ SRC holds one of
   - a Qwen3 text model: becomes the start of a speech model (trunk, text branch, copied speech
     branch, fresh speech embedding and head),
   - the speech tokenizer (config.json, preprocessor_config.json, model.safetensors),
-  - an Orbax checkpoint of any of these: what this command wrote, or the workdir of a training run.
+  - an Orbax checkpoint of any of these: what this command wrote, or the workdir of a training run
+    (adapters of a LoRA run are worked into the weights).
 Tensors go through memory one at a time; each is read back and compared, and certificate.json says
 what every tensor was. An interrupted conversion goes on when the same command is run again. Code
 that comes with a checkpoint is copied, never run.
@@ -20,6 +21,7 @@ Examples:
   mossjax convert Qwen3-8B start
   mossjax convert --text_side moss-orbax text-model
   mossjax convert runs/sft exported --dtype bfloat16 --companions MOSS-Speech
+  mossjax convert --adapter runs/lora adapter
 """
 
 from absl import flags
@@ -48,6 +50,10 @@ _TEXT_SIDE = flags.DEFINE_bool(
     'text_side', False, 'Write trunk and text branch of a language model, in either form, as a '
     'Qwen3 text model that Transformers loads.', flag_values=FLAGS,
 )  # fmt: skip
+_ADAPTER = flags.DEFINE_bool(
+    'adapter', False, 'Write the adapters of a LoRA run alone, as a PEFT directory; with '
+    '--text_side those of the text side, under the names of the Qwen3 model.', flag_values=FLAGS,
+)  # fmt: skip
 _CERTIFICATE = flags.DEFINE_bool(
     'certificate', True, 'Hash, describe and read back every tensor; --nocertificate is quicker.',
     flag_values=FLAGS,
@@ -68,6 +74,8 @@ def main(args: list[str]) -> int | None:
         raise InputError(f'takes two directories, SRC and DST; got {len(args)} arguments')
     changes = read_json(_CONFIG.value) if _CONFIG.value else None
     source = kinds.open_source(args[0], changes)
+    if _ADAPTER.value:
+        return _export_adapter(source, args[1])
     if _COMPANIONS.value:
         source = kinds.with_companions(source, _COMPANIONS.value)
     if _TEXT_SIDE.value:
@@ -84,6 +92,19 @@ def main(args: list[str]) -> int | None:
     proved = f', all read back equal; {args[1]}/certificate.json' if paper else ''
     print(f'{args[1]}: {count} tensors{proved}')
     return None
+
+
+def _export_adapter(source, target: str) -> None:
+    from mossjax.convert import kinds, peft, qwen3
+    from mossjax.models.lm.config import LMConfig
+
+    if source.adapters is None:
+        raise InputError(f'{source.path} has no adapters; give the workdir of a LoRA run')
+    config = LMConfig.from_hf(source.kind.configs[kinds.CONFIG], where=str(source.path))
+    rename = (lambda name: qwen3.text_name(name, config)) if _TEXT_SIDE.value else (lambda n: n)
+    peft.save(target, source.adapters, rename)
+    lora = source.adapters.lora
+    print(f'{target}: adapters of rank {lora.rank}, alpha {lora.alpha:g}')
 
 
 def _verify(args: list[str]) -> int | None:

@@ -6,32 +6,16 @@ more of the original weights than one layer, or one slab of an embedding.
 
 from collections.abc import Callable, Mapping
 import math
-import re
 
 import jax
 import numpy as np
 
 from mossjax.convert import rules
 from mossjax.convert.placement import Put, View
+from mossjax.models.lm.matrices import layer_axes, summed_axes
 from mossjax.ops.quant import Int8, quantise
 
-# Parameter -> axes a matmul sums over, the layer axis not counted. Norms stay as they are.
-SUMMED = {
-    r'(trunk|text_branch|audio_branch)/attn/[qkv]': (0,),
-    r'(trunk|text_branch|audio_branch)/attn/o': (0, 1),
-    r'(trunk|text_branch|audio_branch)/mlp/(gate|up|down)': (0,),
-    r'(text|audio)_head/kernel': (0,),
-    r'(text|audio)_embed/table': (1,),
-}
 SLAB_BYTES = 64 * 2**20
-
-
-def summed_axes(path: str) -> tuple[int, ...] | None:
-    """Axes of a parameter, layers included, that are summed over; None for what stays as it is."""
-    for name, axes in SUMMED.items():
-        if re.fullmatch(name, path):
-            return tuple(axis + _layers(path) for axis in axes)
-    return None
 
 
 def scale_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -52,7 +36,7 @@ def int8(dtype, place: Callable = jax.device_put) -> Put:
             return place(param[...].astype(dtype))
         values = np.empty(param.shape, np.int8)
         scale = np.empty(scale_shape(param.shape, axes), np.float32)
-        for index in _slabs(param.shape, axes, _layers(path)):
+        for index in _slabs(param.shape, axes, layer_axes(path)):
             own = tuple(slice(None) if i in axes else part for i, part in enumerate(index))
             values[index], scale[own] = quantise(param[index], axes)
         return Int8(place(values), place(scale), np.dtype(dtype).name)
@@ -74,11 +58,6 @@ def abstract(shapes: Mapping, dtype) -> dict:
 
     flat = rules.flatten(shapes)
     return rules.unflatten({path: leaf(path, tuple(x.shape)) for path, x in flat.items()})
-
-
-def _layers(path: str) -> int:
-    """Leading layer axes of a parameter."""
-    return 0 if re.match(r'(text|audio)_(embed|head)/', path) else 1
 
 
 def _slabs(shape: tuple[int, ...], axes: tuple[int, ...], layers: int):

@@ -14,7 +14,14 @@ from typing import Protocol
 import numpy as np
 
 from mossjax import checkpoint
-from mossjax.convert import codec_tokenizer, qwen3, rules, safetensors_io, tokenizer_rules
+from mossjax.convert import (
+    codec_tokenizer,
+    peft,
+    qwen3,
+    rules,
+    safetensors_io,
+    tokenizer_rules,
+)
 from mossjax.convert.directories import read_json
 from mossjax.convert.lm_rules import LM_RULES, module_order
 from mossjax.convert.orbax_tensors import OrbaxTensors
@@ -97,6 +104,7 @@ class Source:
         absolute.
       left: what stays behind, relative to `path`.
       step: of an Orbax checkpoint, None otherwise.
+      adapters: of a LoRA run; `tensors` has them worked in.
       choices: how a start was made, {} for a plain conversion.
     """
 
@@ -109,6 +117,7 @@ class Source:
     files: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     step: int | None = None
+    adapters: peft.Adapters | None = None
     choices: Mapping = dataclasses.field(default_factory=dict)
 
 
@@ -251,13 +260,17 @@ def _open_orbax(root: Path, path: Path) -> Source:
     else:
         raise InputError(f'{root}, step {step} holds a {model["kind"]!r}, which has no other form')
     listing = _listing(path) if root == path else {}
-    tensors, unused = OrbaxTensors(root, kind.rules, step), ()
+    tensors, unused = OrbaxTensors(root, kind.rules, step, 'base/' if 'lora' in model else ''), ()
+    adapters = None
+    if 'lora' in model:
+        adapters = peft.Adapters.stored(root, step, model['lora'])
+        tensors = peft.Merged(tensors, kind.rules, adapters)
     if (root / f'{UNUSED}.safetensors').is_file():
         others = safetensors_io.TensorFile(root / f'{UNUSED}.safetensors')
         tensors, unused = Together((tensors, others)), tuple(others.shapes)
     return Source(
         path, HUGGING_FACE, kind, tensors, unused, files=listing.get('files', ()), step=step,
-        choices=model.get('choices', {}),
+        adapters=adapters, choices=model.get('choices', {}),
     )
 
 

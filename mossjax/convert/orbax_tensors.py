@@ -26,8 +26,14 @@ class OrbaxTensors:
       shapes, dtypes: {tensor name: tuple}, {tensor name: numpy dtype}, in the order of the rules.
     """
 
-    def __init__(self, directory: str | Path, rules: Sequence[Rule], step: int | None = None):
+    def __init__(
+        self, directory: str | Path, rules: Sequence[Rule], step: int | None = None,
+        inside: str = '',
+    ):
         """
+        Args:
+          inside: branch of the parameter tree that the rules speak of, e.g. 'base/'.
+
         Raises:
           InputError: there is no checkpoint, or it has other parameters than the rules.
         """
@@ -36,7 +42,12 @@ class OrbaxTensors:
         self._place: dict[str, tuple[Rule, tuple[int, ...]]] = {}
         self._open: dict = {}
         self.shapes, self.dtypes = {}, {}
-        found = rules_lib.flatten(checkpoint.read_shapes(directory, self.step))
+        self._inside = inside
+        found = {
+            path.removeprefix(inside): x
+            for path, x in rules_lib.flatten(checkpoint.read_shapes(directory, self.step)).items()
+            if path.startswith(inside)
+        }
         _check_names({rule.path for rule in rules}, set(found), self.path)
         for rule in rules:
             param = found[rule.path]
@@ -65,7 +76,8 @@ class OrbaxTensors:
 
     def _array(self, rule: Rule):
         if rule.path not in self._open:
-            self._open[rule.path] = checkpoint.open_array(self.path, rule.path, self.step)
+            path = self._inside + rule.path
+            self._open[rule.path] = checkpoint.open_array(self.path, path, self.step)
         return self._open[rule.path]
 
 

@@ -111,6 +111,11 @@ class QwenStart:
         return array[: self._config.vocab_size] if name in VOCABULARY else array
 
 
+def text_name(name: str, config: LMConfig) -> str | None:
+    """Qwen3's name of a tensor of the speech model, None for the speech side."""
+    return None if 'audio_' in name else _qwen_name(name, config.num_shared_layers, tied=False)
+
+
 class TextSide:
     """Trunk and text branch of a speech model under Qwen3's tensor names (untied).
 
@@ -120,11 +125,8 @@ class TextSide:
 
     def __init__(self, tensors, config: LMConfig):
         self._tensors = tensors
-        self._source = {
-            _qwen_name(name, config.num_shared_layers, tied=False): name
-            for name in tensors.shapes
-            if 'audio_' not in name
-        }
+        names = {text_name(name, config): name for name in tensors.shapes}
+        self._source = {theirs: ours for theirs, ours in names.items() if theirs is not None}
         self.shapes = {name: tensors.shapes[ours] for name, ours in self._source.items()}
         self.dtypes = {name: tensors.dtypes[ours] for name, ours in self._source.items()}
 

@@ -198,7 +198,8 @@ class DecoderBatches:
 
     Fields: `codes` int32 (b, n) (0 after the end), `code_lengths` int32 (b,), `audio` float32
     (b, 1920 n) 24 kHz, aligned with the codes and silent after them. The version of the codes
-    (shifted, noisy) is drawn anew each time; the audio is clean, shifted alike.
+    (shifted, noisy) is drawn anew each time; the audio is clean, shifted alike. Replies are spoken
+    from undisturbed codes, so `undisturbed` lets these be drawn more often than the others.
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class DecoderBatches:
         seconds: float,
         seed: int,
         weight: Weight = equal,
+        undisturbed: float = 0.0,
         buckets: int = 4,
         rows_multiple: int = 1,
         host: Host = Host(),
@@ -224,6 +226,7 @@ class DecoderBatches:
             rows_multiple=rows_multiple,
         )  # fmt: skip
         self._clips, self._seed, self._host = clips, seed, host
+        self._undisturbed = undisturbed
 
     def batch(self, step: int) -> Batch:
         """This host's part of global batch `step`."""
@@ -237,7 +240,8 @@ class DecoderBatches:
 
     def _row(self, i: int, width: int, rng: np.random.Generator) -> Batch:
         versions = self._versions[i]
-        version = versions[rng.integers(len(versions))]
+        first = rng.random() < self._undisturbed
+        version = versions[0 if first else rng.integers(len(versions))]
         offset = round(version.offset * self._clips.rate)
         wav = np.pad(self._clips.read(i), (offset, 0))
         return {

@@ -16,6 +16,7 @@ from absl import logging
 import jax
 import numpy as np
 
+from mossjax.convert import peft
 from mossjax.convert.directories import read_json
 from mossjax.convert.placement import Put, open_lm
 from mossjax.errors import InputError
@@ -28,6 +29,7 @@ from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.machine import Rules
 from mossjax.models.lm.model import network
 from mossjax.models.lm.text import TextTokenizer
+from mossjax.nn.lora import attach
 
 INPUT_RATE = 16000  # Hz, of waveforms in turns
 OUTPUT_RATE = 24000  # Hz, of replies
@@ -83,7 +85,7 @@ class Chat:
     @classmethod
     def open(
         cls, model_dir, codec_dir=None, *, rules: Rules = machine.CLEAN,
-        style: Style = dialogue.CLEAN, put: Put | None = None,
+        style: Style = dialogue.CLEAN, put: Put | None = None, adapter=None,
     ) -> 'Chat':
         """Reads a model directory and, if given, a codec directory.
 
@@ -94,6 +96,7 @@ class Chat:
           rules, style: machine.UPSTREAM and dialogue.UPSTREAM reproduce upstream's code.
           put: how the language model's parameters are held, see `convert.placement`: as stored by
             default, `on_host('float32')`, `int8.int8('bfloat16')`, ...
+          adapter: directory of a LoRA adapter in PEFT's layout, to run the weights with.
 
         Raises:
           InputError: a file is missing or does not fit the others.
@@ -115,7 +118,11 @@ class Chat:
         ids = GridIds.of(config, text)
         encode, decode = (None, None) if codec_dir is None else open_codec(codec_dir, ids.eosp)
         config, params = open_lm(model_dir, put)
-        generator = Generator(network(config), config, ids, rules)
+        net = network(config)
+        if adapter is not None:
+            adapters = peft.load(adapter, net.shapes)
+            params = attach(params, adapters.tree(), adapters.lora)
+        generator = Generator(net, config, ids, rules)
         return cls(generator, jax.device_put(params), text, encode, decode, style, settings)
 
     def reply(

@@ -46,6 +46,8 @@ class SpeechData:
       inventory: labels of the tokenizer's targets; made from the manifest and written there if
         the file does not exist.
       codes: codes store of the recordings (decoder).
+      undisturbed: share of recordings that are spoken from their undisturbed codes whatever else
+        the store has (decoder).
     """
 
     manifest: str
@@ -57,6 +59,7 @@ class SpeechData:
     keep: str = 'memory'
     inventory: str = ''
     codes: str = ''
+    undisturbed: float = 0.0
 
     def recordings(self) -> list[Recording]:
         found = [
@@ -155,7 +158,8 @@ def flow(config: ml_collections.ConfigDict) -> Run:
         raise InputError('config.data.codes is not set; tokenize the recordings and name the file')
     clips = data.clips(24_000)
     batches = speech.DecoderBatches(
-        clips, CodesStore.open(data.codes), **data.batching(config.seed)
+        clips, CodesStore.open(data.codes), undisturbed=data.undisturbed,
+        **data.batching(config.seed),
     )
     objectives = {
         'flow': functools.partial(flow_loss, mu_weight=loss.mu_weight), 'mu': mu_loss

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from mossjax.convert import kinds
 from mossjax.models.lm import loss as loss_lib
 from mossjax.models.lm.config import LMConfig
+from mossjax.models.lm.matrices import matrix
 from mossjax.models.lm.model import TEXT, keep_all, network
+from mossjax.nn.lora import Lora, adapt
 from mossjax.nn.param import Network
 from mossjax.ops.attention import attention
 
@@ -31,6 +33,7 @@ class LMTask:
       reply: the two text ids that open the assistant's turn (`<|im_start|>`, `assistant`). Given,
         the loss of the replies is logged by itself: in rows that are supervised whole it drowns
         among question codes, which nothing can predict.
+      lora: train adapters on frozen weights; parameters are then {'base': ..., 'lora': ...}.
     """
 
     config: LMConfig
@@ -41,15 +44,24 @@ class LMTask:
     audio_weight: float = 1.0
     chunk: int = 2048
     reply: tuple[int, int] | None = None
+    lora: Lora | None = None
 
     @functools.cached_property
     def network(self) -> Network:
-        return network(self.config, attend=self.attend, remat=self.remat)
+        net = network(self.config, attend=self.attend, remat=self.remat)
+        return net if self.lora is None else adapt(net, self.lora, matrix)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Weights under adapters are never trained."""
+        return () if self.lora is None else ('base/.*',)
 
     @property
     def model(self) -> dict:
         """What a checkpoint says of its parameters, so that it can be exported; see `kinds`."""
-        return {'kind': kinds.LANGUAGE_MODEL, 'configs': {kinds.CONFIG: self.config.to_hf()}}
+        adapted = {} if self.lora is None else {'lora': dataclasses.asdict(self.lora)}
+        configs = {kinds.CONFIG: self.config.to_hf()}
+        return {'kind': kinds.LANGUAGE_MODEL, 'configs': configs, **adapted}
 
     def init_extra(self, params: dict) -> dict:
         del params

@@ -15,6 +15,7 @@ from mossjax.convert.placement import on_devices, place
 from mossjax.convert.qwen3 import open_qwen3
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
+from mossjax.nn.lora import AdaptedNetwork
 from mossjax.nn.param import Network
 from mossjax.train.task import Task
 
@@ -67,3 +68,20 @@ def _moss_speech(path: Path, network: Network, abstract: dict) -> dict:
     return place(
         source.kind.rules, source.tensors, network.shapes, on_devices(abstract, np.float32)
     )
+
+
+def adapters(directory: str, config: LMConfig, network: AdaptedNetwork, seed: int) -> Start:
+    """Weights as `language_model` finds them, and fresh adapters on them.
+
+    Raises:
+      InputError: no directory is given: there would be nothing to adapt.
+    """
+    if not directory:
+        raise InputError(
+            'config.model.lora adapts weights that are there; name them in config.init_from'
+        )
+    base = language_model(directory, config, network.inner, seed)
+    key = jax.random.fold_in(jax.random.key(seed), 2**31 + 1)
+    return lambda abstract: {
+        'base': base(abstract['base']), 'lora': network.init_adapters(key)
+    }  # fmt: skip

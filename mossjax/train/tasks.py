@@ -16,6 +16,7 @@ from mossjax.data.pipeline import RowBatches
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.text import TextTokenizer
+from mossjax.nn.lora import Lora
 from mossjax.nn.remat import remat
 from mossjax.nn.splash import splash
 from mossjax.ops.attention import attention
@@ -36,12 +37,15 @@ class LMModel:
       tokenizer: directory of tokenizer.json; with it the loss of replies is logged by itself.
       attention: 'reference', or 'splash' on TPU.
       remat: 'none', 'attention' or 'full', see `nn.remat`.
+      lora: fields of `nn.lora.Lora` (rank, alpha, targets) to train adapters only; {} trains the
+        weights themselves.
     """
 
     config: str
     tokenizer: str = ''
     attention: str = 'reference'
     remat: str = 'none'
+    lora: Mapping = dataclasses.field(default_factory=dict)
 
     def read(self) -> LMConfig:
         if self.config == 'released':
@@ -86,8 +90,16 @@ def lm_task(config, batches: Callable[[int], dict]) -> LMTask:
         reply = (tokenizer.im_start, tokenizer.encode_plain('assistant')[0])
     return LMTask(
         model.read(), batches, attend=ATTENTION[model.attention], remat=remat(model.remat),
-        reply=reply, **dataclasses.asdict(options(config.loss, LMLoss, 'loss')),
+        reply=reply, lora=_lora(model.lora),
+        **dataclasses.asdict(options(config.loss, LMLoss, 'loss')),
     )  # fmt: skip
+
+
+def _lora(given: Mapping) -> Lora | None:
+    if not given:
+        return None
+    lora = options(given, Lora, 'model.lora')
+    return dataclasses.replace(lora, targets=tuple(lora.targets))
 
 
 def _language_model(config) -> Run:
@@ -100,9 +112,11 @@ def _language_model(config) -> Run:
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     task = lm_task(config, batches.batch)
-    return Run(task, starts.language_model(
-        config.init_from, task.config, task.network, config.seed
-    ))
+    if task.lora is None:
+        start = starts.language_model(config.init_from, task.config, task.network, config.seed)
+    else:
+        start = starts.adapters(config.init_from, task.config, task.network, config.seed)
+    return Run(task, start)
 
 
 FACTORIES: dict[str, Callable[..., Run]] = {

@@ -8,18 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3 import modeling_qwen3 as hf
 
+from mossjax.convert import kinds, peft, rules
 from mossjax.convert.directories import save_lm
 from mossjax.convert.placement import open_lm
-from mossjax.convert.qwen3 import open_qwen3
+from mossjax.convert.qwen3 import open_qwen3, text_name
+from mossjax.convert.transfer import convert
 from mossjax.models.lm.cache import Cache
+from mossjax.models.lm.matrices import matrix
 from mossjax.models.lm.model import network
+from mossjax.nn.lora import Lora, adapt, attach
 from mossjax.ops import norms, rope
 from mossjax.ops.attention import Mask
 from mossjax.ops.losses import cross_entropy
-from tests.tiny_lm import SPEECH, close, tiny_config, tiny_grid
+from tests.tiny_lm import SPEECH, close, tiny_config, tiny_grid, tiny_params
 
 
 def qwen_config(config, **changes) -> Qwen3Config:
@@ -242,6 +246,61 @@ def test_text_side_equals_the_qwen3_it_started_from(tied, tmp_path):
     with torch.no_grad():
         want = reference(torch.from_numpy(text)).logits.numpy()
     close(got.text, want[..., :64])
+
+
+def test_converted_qwen3_on_both_roads(tmp_path):
+    """Qwen3 -> Orbax -> ours, and -> Hugging Face -> Transformers: the same logits."""
+    config = tiny_config(vocab_size=64)
+    torch.manual_seed(0)
+    reference = Qwen3ForCausalLM(qwen_config(config, vocab_size=64)).eval()
+    for name, weight in reference.named_parameters():
+        weight.data.normal_(1.0 if 'norm' in name else 0.0, 0.25)
+    reference.save_pretrained(tmp_path / 'qwen')
+    speech = ('audio_vocab_size', 'num_modality_layers', 'num_shared_layers', 'eosp_token_id',
+              'modality_pad_token_id', 'sosp_token_id', 'audio_pad_token_id', 'eos_token_id')
+    changes = {name: getattr(config, name) for name in speech}
+    convert(kinds.open_source(tmp_path / 'qwen', changes), tmp_path / 'orbax')
+    convert(kinds.text_side(kinds.open_source(tmp_path / 'orbax')), tmp_path / 'back')
+    text = np.random.default_rng(0).integers(0, SPEECH, (2, 20))
+    with torch.no_grad():
+        want = reference(torch.from_numpy(text)).logits.numpy()
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / 'back').eval()
+        assert type(again) is Qwen3ForCausalLM
+        close(again(torch.from_numpy(text)).logits.numpy(), want)
+    made, params = open_lm(tmp_path / 'orbax')
+    grid = np.stack([text, np.zeros_like(text)], axis=-1)
+    positions = np.broadcast_to(np.arange(20), (2, 20))
+    close(forward_of(network(made))(params, grid, positions, Mask(causal=True)).text, want)
+
+
+def test_peft_loads_the_adapters_of_the_text_side(tmp_path, rng):
+    """Our adapters over Transformers' Qwen3 by PEFT itself: the logits of our adapted model."""
+    import peft as reference_peft
+
+    config = tiny_config()
+    params = tiny_params(config)
+    lora = Lora(rank=3, alpha=6.0, targets=(r'.*/attn/[qkvo]', r'.*/mlp/.*'))
+    shapes = adapt(network(config), lora, matrix).shapes['lora']
+    adapters = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), shapes)
+    save_lm(tmp_path / 'ours', config, params)
+    convert(kinds.text_side(kinds.open_source(tmp_path / 'ours')), tmp_path / 'text')
+    peft.save(
+        tmp_path / 'adapter', peft.Adapters(lora, rules.flatten(adapters)),
+        lambda name: text_name(name, config),
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / 'text')
+    model = reference_peft.PeftModel.from_pretrained(model, tmp_path / 'adapter').eval()
+    text = rng.integers(0, SPEECH, (2, 20))
+    with torch.no_grad():
+        want = model(torch.from_numpy(text)).logits.numpy()
+        plain = model.disable_adapter()
+        with plain:
+            assert np.abs(model(torch.from_numpy(text)).logits.numpy() - want).max() > 0.1
+    grid = np.stack([text, np.zeros_like(text)], axis=-1)
+    positions = np.broadcast_to(np.arange(20), (2, 20))
+    forward = forward_of(network(config))
+    got = forward(attach(params, adapters, lora), grid, positions, Mask(causal=True))
+    close(got.text, want)
 
 
 def test_cross_entropy_and_gradients(rng):
