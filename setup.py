@@ -41,6 +41,7 @@ setup(
         'numpy',
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
+        'packaging',
         'safetensors>=0.5',
         'soundfile>=0.13',
         'tensorboardX',

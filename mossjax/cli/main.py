@@ -23,6 +23,7 @@ COMMANDS = {
     'tokenize': 'recordings to speech codes, one JSON line a file',
     'chat': 'one question, or a dialogue, answered in speech or text',
     'convert': 'weights between Hugging Face and Orbax, with a certificate',
+    'doctor': 'what is wrong with this machine, and how to mend it',
     'train': 'language model, speech tokenizer or decoder, from a laptop to a pod',
 }
 

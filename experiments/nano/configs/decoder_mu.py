@@ -12,7 +12,7 @@ def get_config():
     config.keep = 1
     config.model.update(
         vocab_size=512, input_size=128, width=128, heads=4, ff_width=384, blocks=2, up_blocks=2,
-        dropout=0.0, channels=128, head_dim=32, estimator_heads=2, transformers=1, mid_blocks=1,
+        dropout=0.0, channels=96, head_dim=32, estimator_heads=2, transformers=1, mid_blocks=1,
     )  # fmt: skip
     config.data.manifest = 'recordings/train/manifest.jsonl'
     config.data.codes = 'codes.jsonl'

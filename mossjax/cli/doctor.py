@@ -1,0 +1,28 @@
+"""looks at this machine and says what would go wrong, and how to mend it.
+
+  mossjax doctor
+
+Python and package versions that work together, devices and their memory, host memory, disk,
+number of hosts, ports. Ends with exit code 1 if something fails; notes are things to know.
+"""
+
+from absl import flags
+
+from mossjax.errors import InputError
+
+FLAGS = flags.FlagValues()
+_WHERE = flags.DEFINE_string('disk', '.', 'Where weights would be written.', flag_values=FLAGS)
+
+
+def main(args: list[str]) -> int | None:
+    if args:
+        raise InputError(f'unexpected argument {args[0]!r}; doctor takes none')
+    from mossjax.plan import doctor
+
+    findings = []
+    for check in doctor.CHECKS:
+        findings += check(_WHERE.value) if check is doctor.disk else check()
+    print(doctor.report(findings))
+    failed = sum(f.state == doctor.BAD for f in findings)
+    print(f'\n{failed} to mend.' if failed else '\nNothing to mend.')
+    return 1 if failed else None
