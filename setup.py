@@ -59,6 +59,6 @@ setup(
         'eval': ['pocketsphinx>=5.1,<6', 'jiwer>=4', 'matplotlib'],
         # References for the parity tests only. Name a CPU build of torch first (see Makefile).
         'parity': ['torch>=2.6', 'transformers>=4.51', 'peft>=0.15'],
-        'dev': ['pytest', 'pytest-xdist', 'ruff'],
+        'dev': ['ipykernel', 'nbclient', 'nbformat', 'pytest', 'pytest-xdist', 'ruff'],
     },
 )
