@@ -7,8 +7,9 @@ model goes through the paper's three stages, and everything is measured. Every s
 of its own, two of them run at a time where they do not need each other, and each goes on where it
 was stopped: run the same command again. Logs are in WORKDIR/logs.
 
-`--effort 4` trains four times as many steps with the same configurations; the shipped checkpoint
-was made that way (its report says how long).
+`--effort 4` trains four times as many steps with the same configurations. Stages that are done stay
+as they are; remove done/STAGE.json and the folder STAGE to train one again, longer. The shipped
+checkpoint was made that way (its report says how long each stage ran).
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def train(workdir: Path, name: str, effort: float):
 
 
 def facts_of(config, state) -> dict:
-    """What the report says about a training run."""
-    plain = json.dumps(config.to_dict(), sort_keys=True, default=list)
+    """What the report says about a training run; the hash is the same however long it runs."""
+    plain = json.dumps(config.to_dict() | {'steps': None}, sort_keys=True, default=list)
     sizes = [x.size for x in jax.tree.leaves(state.params)]
     return {
         'steps': config.steps,
@@ -297,8 +297,8 @@ def report(workdir: Path, effort: float) -> dict:
     """Gathers what every stage found into report.json."""
     records = sorted((workdir / 'done').glob('*.json'))
     found = {path.stem: json.loads(path.read_text()) for path in records}
+    del effort  # each stage has its own
     content = {
-        'effort': effort,
         'seconds': round(sum(stage['seconds'] for stage in found.values()), 1),
         'hardware': f'{os.cpu_count()} CPU cores',
         'stages': found,

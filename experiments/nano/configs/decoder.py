@@ -5,7 +5,7 @@ from experiments.nano.configs import decoder_mu
 
 def get_config():
     config = decoder_mu.get_config()
-    config.steps = 1200
+    config.steps = 800
     config.init_from = 'decoder_mu'
     config.loss.objective = 'flow'
     config.loss.mu_weight = 1.0

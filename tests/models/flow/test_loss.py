@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mossjax.convert.codec_flow import flow_network
-from mossjax.models.flow.config import OFFLINE, Context
+from mossjax.models.flow.config import OFFLINE, Context, FlowConfig
 from mossjax.models.flow.loss import Draws, draw, flow_loss, matching_loss, mu_loss
 from mossjax.models.flow.scale import scale_to
 
@@ -142,6 +142,35 @@ def test_scale_to_is_an_exact_change_of_units(flow_model, flow_params, rng):
     found, expected = after.block1.conv(given)[:, 2:], before.block1.conv(plain)[:, 2:]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert not np.array_equal(flow_params['mu_proj']['bias'], scaled['mu_proj']['bias'])
+
+
+def test_a_fresh_wide_estimator_starts_along_mu_minus_path(rng):
+    """Its velocity follows mu - path bin by bin, common level of a frame included."""
+    config = FlowConfig(
+        vocab_size=10, input_size=8, width=8, heads=2, ff_width=8, blocks=1, up_blocks=1,
+        channels=96, head_dim=16, estimator_heads=2, transformers=1, mid_blocks=1,
+    )  # fmt: skip
+    mean, std = rng.normal(-6, 1, 80).astype('f'), rng.uniform(2, 3, 80).astype('f')
+    net = flow_network(config)
+    model = net.bind(scale_to(net.init(jax.random.key(0)), mean, std))
+    level = rng.normal(size=(2, 30, 1))  # loud and soft frames
+    mu = (mean + std * (0.8 * level + 0.6 * rng.normal(size=(2, 30, 80)))).astype('f')
+    noise = rng.normal(size=mu.shape).astype('f')
+    path = 0.7 * noise + 0.3 * mu
+    found = np.asarray(model.velocity(OFFLINE)(
+        path, np.ones((2, 30), bool), mu, np.full(2, 0.3, 'f'), np.zeros((2, 80), 'f'), 0 * mu
+    ))
+    want = mu - path
+
+    def correlation(a, b):
+        return np.corrcoef(a.reshape(-1), b.reshape(-1))[0, 1]
+
+    assert correlation(found, want) > 0.8
+    assert correlation(found.mean(-1), want.mean(-1)) > 0.8
+    # and each bin's own part, where the noise is
+    assert correlation(found - found.mean(-1, keepdims=True),
+                       want - want.mean(-1, keepdims=True)) > 0.8
+    assert np.corrcoef(found.reshape(-1), noise.reshape(-1))[0, 1] < -0.15
 
 
 def _without_dropout(model):
