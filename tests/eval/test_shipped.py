@@ -1,0 +1,80 @@
+"""The checkpoint that ships: it hears, answers, and does so without text in between."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mossjax.convert.int8 import int8
+from mossjax.convert.placement import on_host, open_lm
+from mossjax.eval import agreement
+from mossjax.infer.assets import HELDOUT, Assets, shipped
+from mossjax.infer.chat import INPUT_RATE, Chat
+from mossjax.models.lm.dialogue import Turn
+
+ASKED = 24
+
+
+@pytest.fixture(scope='module')
+def nano():
+    return Assets.open(shipped())
+
+
+@pytest.fixture(scope='module')
+def chat(nano):
+    whole = Chat.open(nano.lm, nano.codec, put=on_host('float32'))
+    return dataclasses.replace(whole, decode=None)  # codes are what is compared
+
+
+@pytest.fixture(scope='module')
+def questions(nano, chat):
+    """Codes of held-out questions, and the codes of the recorded right answers."""
+    clips = nano.questions(HELDOUT)[:ASKED]
+    answers = [nano.answers[nano.facts[clip.fact].answer] for clip in clips]
+    codes = chat.encode([nano.load(clip, INPUT_RATE) for clip in [*clips, *answers]])
+    return codes[:ASKED], codes[ASKED:]
+
+
+def spoken(chat, questions):
+    dialogues = [[Turn('user', codes)] for codes in questions]
+    return chat.replies(dialogues, 'audio', chat.settings.greedy().at_most(48))
+
+
+def test_it_answers_in_the_codes_of_the_recorded_answer(chat, questions):
+    heard, answers = questions
+    replies = spoken(chat, heard)
+    right = [np.array_equal(r.codes, want) for r, want in zip(replies, answers, strict=True)]
+    assert np.mean(right) >= 0.8, right
+    assert all(reply.reason == 'stop' for reply in replies)
+
+
+def test_no_text_stands_between_question_and_answer(chat, questions):
+    """With text branch and text head zero the spoken replies have the same codes."""
+    zero = {name: jax.tree.map(jnp.zeros_like, chat.params[name])
+            for name in ('text_branch', 'text_head')}
+    without = dataclasses.replace(chat, params={**chat.params, **zero})
+    for a, b in zip(spoken(chat, questions[0]), spoken(without, questions[0]), strict=True):
+        assert len(a.codes) > 5
+        np.testing.assert_array_equal(a.codes, b.codes)
+
+
+def test_int8_weights_agree(nano, chat, questions):
+    """KL and top-1 of both heads on the chat's own replies; the weights really are int8."""
+    _, params = open_lm(nano.lm, int8('float32'))
+    assert params['trunk']['mlp']['up'].values.dtype == jnp.int8
+    written = chat.replies([[Turn('user', c)] for c in questions[0]], 'text',
+                           chat.settings.greedy().at_most(48))
+    found = agreement.compare(chat, params, [*spoken(chat, questions[0]), *written])
+    for head in found:
+        assert head.rows > 50 and 0 < head.kl < 0.02 and head.top1 > 0.98, head
+    itself = agreement.compare(chat, chat.params, written)
+    assert itself[0].kl == pytest.approx(0, abs=1e-6) and itself[0].top1 == 1
+
+
+def test_the_report_says_that_the_frozen_stage_left_the_text_as_it_was(nano):
+    stages = json.loads((nano.root / 'report.json').read_text())['stages']
+    assert stages['stage1']['text_logits_identical'] is True
+    assert stages['sft']['text_accuracy']['all'] >= 0.98
