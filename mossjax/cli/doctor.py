@@ -4,6 +4,10 @@
 
 Python and package versions that work together, devices and their memory, host memory, disk,
 number of hosts, ports. Ends with exit code 1 if something fails; notes are things to know.
+
+Examples:
+  mossjax doctor
+  mossjax doctor --disk /mnt/weights
 """
 
 from absl import flags
