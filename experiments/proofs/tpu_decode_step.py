@@ -30,8 +30,6 @@ from mossjax.plan import compile as plan
 SLOTS, ROWS = 8192, 64
 CASES = {'int8@v5e:1x1': ('int8', 'v5e:1x1'), 'bfloat16@v6e:1x1': ('bfloat16', 'v6e:1x1')}
 
-_OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
-
 
 def weights(config: LMConfig, kind: str) -> dict:
     """Shapes of the parameters, held as int8 or bfloat16."""
@@ -107,14 +105,15 @@ def prove(kind: str, topology: str) -> dict:
 
 def main(argv: list[str]) -> None:
     del argv
-    if not _OUT.value:
+    if not flags.FLAGS.out:
         sys.exit('--out FILE.json is missing')
     cases = {name: prove(*case) for name, case in CASES.items()}
     command = 'JAX_PLATFORMS=cpu python -m experiments.proofs.run tpu_decode_step'
-    record.write(_OUT.value, command, {'slots': SLOTS, 'rows': ROWS, 'cases': cases})
+    record.write(flags.FLAGS.out, command, {'slots': SLOTS, 'rows': ROWS, 'cases': cases})
     for name, case in cases.items():
         logging.info('%s: %.2f GiB', name, case['gib'])
 
 
 if __name__ == '__main__':
+    flags.DEFINE_string('out', None, 'JSON file to write.')
     app.run(main)

@@ -31,9 +31,6 @@ TOPOLOGIES = ('v5p:4x4x4', 'v6e:8x8')
 STAGES = ('stage1', 'stage2')
 CONTEXT, ROWS_PER_CHIP = 8192, 2
 
-_OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
-_ONLY = flags.DEFINE_string('only', '', 'One case, such as stage2@v6e:8x8.')
-
 
 def lowered(stage: str, mesh):
     """The lowered step of a config of `experiments.moss_9b` on a mesh of devices or an abstract."""
@@ -87,22 +84,24 @@ def up_to_date(case: dict, stage: str) -> bool:
 
 def main(argv: list[str]) -> None:
     del argv
-    if not _OUT.value:
+    if not flags.FLAGS.out:
         sys.exit('--out FILE.json is missing')
-    cases = record.read(_OUT.value).get('cases', {})
+    cases = record.read(flags.FLAGS.out).get('cases', {})
     for topology in TOPOLOGIES:
         for stage in STAGES:
             name = f'{stage}@{topology}'
-            if _ONLY.value not in ('', name) or up_to_date(cases.get(name, {}), stage):
+            if flags.FLAGS.only not in ('', name) or up_to_date(cases.get(name, {}), stage):
                 continue
             cases[name] = prove(stage, topology)
             figures = {
                 'context': CONTEXT, 'rows_per_chip': ROWS_PER_CHIP, 'cases': cases,
             }  # fmt: skip
             command = 'JAX_PLATFORMS=cpu python -m experiments.proofs.run tpu_train_step'
-            record.write(_OUT.value, command, figures)
+            record.write(flags.FLAGS.out, command, figures)
             logging.info('%s: %.2f GiB a chip', name, cases[name]['gib_per_chip'])
 
 
 if __name__ == '__main__':
+    flags.DEFINE_string('out', None, 'JSON file to write.')
+    flags.DEFINE_string('only', '', 'One case, such as stage2@v6e:8x8.')
     app.run(main)

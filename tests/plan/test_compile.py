@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.proofs import tpu_train_step
+from experiments.proofs import tpu_decode_step, tpu_train_step
 from mossjax.plan import compile as plan
 
 RECORD = pathlib.Path(tpu_train_step.__file__).with_suffix('.json')
@@ -72,3 +72,21 @@ def test_the_compiler_refuses_what_does_not_fit():
     with pytest.raises(plan.OutOfMemory) as caught:
         plan.compile_for(lowered(81920), 'v6e:1x1')
     assert caught.value.needed > caught.value.limit > 30 * 2**30
+
+
+@pytest.mark.parametrize('name', tpu_decode_step.CASES)
+def test_recorded_speaking_step_is_the_one_of_today(name):
+    """The 9.1 B speaking loop, lowered from shapes alone; it fits the chip it was compiled for.
+
+    After a change of it: python -m experiments.proofs.run tpu_decode_step
+    """
+    kind, topology = tpu_decode_step.CASES[name]
+    with jax.default_matmul_precision(None):
+        program = tpu_decode_step.lowered(kind)
+    text = program.as_text()
+    assert ('tensor<32x4096x12288xi8>' in text) == (kind == 'int8')
+    case = json.loads(pathlib.Path(tpu_decode_step.__file__).with_suffix('.json').read_text())
+    case = case['cases'][name]
+    assert 9 < case['gib'] < {'v5e:1x1': 15.75, 'v6e:1x1': 31.2}[topology]
+    if case['jax'] == jax.__version__:
+        assert case['program_sha256'] == plan.program_hash(program)
