@@ -90,7 +90,8 @@ def lowered(kind: str, device=None):
 
 def prove(kind: str, topology: str) -> dict:
     program = lowered(kind, plan.devices(topology)[0])
-    digest = plan.program_hash(program)
+    # Of the program on no device in particular, which can be lowered again anywhere.
+    digest = plan.program_hash(lowered(kind))
     logging.info('%s on %s: program %s, compiling', kind, topology, digest[:12])
     memory, seconds = plan.compile_for(program, topology)
     return {
