@@ -33,8 +33,8 @@ _EXPECTED = ('Given directory is read only', 'Skipping merge of OCDBT checkpoint
 
 def _ours(record) -> bool:
     """Orbax tells each of its steps at INFO; a training log should be readable."""
-    loud = record.levelno >= logging_lib.WARNING and not str(record.msg).startswith(_EXPECTED)
-    return loud or 'orbax' not in record.pathname
+    expected = any(text in str(record.msg) for text in _EXPECTED)
+    return record.levelno >= logging_lib.WARNING and not expected or 'orbax' not in record.pathname
 
 
 logging.get_absl_logger().addFilter(_ours)
