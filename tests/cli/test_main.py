@@ -20,6 +20,14 @@ def _mossjax(*args, **kwargs):
     )
 
 
+@pytest.fixture(autouse=True)
+def _flags_as_at_the_start():
+    """A process runs one command; here other tests of the same process may have set its flags."""
+    flags = importlib.import_module('mossjax.cli.tokenize').FLAGS
+    for name in flags:
+        flags[name].unparse()
+
+
 def _imported(stderr):
     lines = [line for line in stderr.splitlines() if line.startswith('import time:')]
     return {line.rsplit('|', 1)[1].strip() for line in lines}
