@@ -128,4 +128,10 @@ def progress_bar(total: int, done: int):
     bar = tqdm.tqdm(
         total=total, initial=done, unit='B', unit_scale=True, unit_divisor=1000, disable=None
     )
-    return bar.update
+
+    def advance(size: int) -> None:
+        bar.update(size)
+        if bar.n >= total:
+            bar.close()  # what is printed next starts on a line of its own
+
+    return advance

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mossjax.convert import peft, rules
 from mossjax.convert.int8 import int8
 from mossjax.convert.placement import on_host, open_lm
 from mossjax.eval import agreement
 from mossjax.infer.assets import HELDOUT, Assets, shipped
 from mossjax.infer.chat import INPUT_RATE, Chat
 from mossjax.models.lm.dialogue import Turn
+from mossjax.models.lm.matrices import matrix
+from mossjax.nn.lora import Lora, adapt, merge
 
 ASKED = 24
 
@@ -61,6 +64,25 @@ def test_no_text_stands_between_question_and_answer(chat, questions):
     for a, b in zip(spoken(chat, questions[0]), spoken(without, questions[0]), strict=True):
         assert len(a.codes) > 5
         np.testing.assert_array_equal(a.codes, b.codes)
+
+
+def test_a_chat_answers_with_an_adapter(nano, chat, questions, tmp_path):
+    """Opened with a PEFT directory, the chat is the one whose weights have it worked in."""
+    net, lora = chat.generator.network, Lora(rank=2, alpha=4.0, targets=('text_branch/mlp/down',))
+    rng = np.random.default_rng(0)
+    shapes = adapt(net, lora, matrix).shapes['lora']
+    made = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    peft.save(tmp_path / 'adapter', peft.Adapters(lora, rules.flatten(made)))
+    opened = Chat.open(nano.lm, put=on_host('float32'), adapter=tmp_path / 'adapter')
+    merged = dataclasses.replace(chat, params=merge(chat.params, made, lora, matrix))
+    asked = [[Turn('user', codes)] for codes in questions[0][:8]]
+    settings = chat.settings.greedy().at_most(24)
+    found, want, plain = (
+        [r.grid.tolist() for r in c.replies(asked, 'text', settings)]
+        for c in (opened, merged, chat)
+    )
+    assert found == want
+    assert found != plain
 
 
 def test_int8_weights_agree(nano, chat, questions):

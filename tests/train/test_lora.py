@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mossjax.cli import convert as command
+from mossjax.cli import main as cli
 from mossjax.convert import kinds, peft
 from mossjax.convert.directories import save_lm
 from mossjax.convert.lm_rules import LM_RULES
 from mossjax.convert.placement import open_lm, place
+from mossjax.convert.safetensors_io import open_tensors
 from mossjax.convert.transfer import convert
 from mossjax.errors import InputError
 from mossjax.models.lm.matrices import matrix
@@ -128,6 +131,26 @@ def test_peft_round_trip_is_bit_equal(run, tmp_path):
     got = logits(PLAIN, lora_lib.attach(tiny_params(CONFIG), again.tree(), again.lora))
     for a, b in zip(got, logits(TASK.network, state.params), strict=True):
         close(a, b)
+
+
+@pytest.mark.parametrize('side', ['', '--text_side'])
+def test_the_command_writes_adapters_alone(run, tmp_path, capsys, side):
+    """q and o of all 7 (text side: 5) layers, down of 3, and the audio head."""
+    root, state = run
+    for name in command.FLAGS:
+        command.FLAGS[name].unparse()
+    flags = ['--adapter', *([side] if side else [])]
+    assert cli.main(['convert', *flags, str(root / 'run'), str(tmp_path / 'a')]) == 0
+    assert 'rank 3, alpha 6' in capsys.readouterr().out
+    content = json.loads((tmp_path / 'a' / peft.CONFIG).read_text())
+    file = open_tensors(tmp_path / 'a' / peft.WEIGHTS)
+    layers = 5 if side else 7
+    assert len(content['target_modules']) == 2 * layers + 3 + (not side)
+    name = ('model.layers.4' if side else 'model.text_block.layers.1') + '.self_attn.q_proj'
+    np.testing.assert_array_equal(
+        file.read(f'base_model.model.{name}.lora_A.weight'),
+        np.asarray(state.params['lora']['text_branch']['attn']['q']['down'][1]).T,
+    )
 
 
 def test_merged_weights_are_read_as_they_are_written(run):
