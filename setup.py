@@ -34,6 +34,7 @@ setup(
         *JAX,
         'absl-py',
         'array-record>=0.8.6',
+        'etils[epath]',
         'grain>=0.2.18,<0.3',
         'librosa>=0.11,<2',
         'ml-collections>=1.1,<2',
@@ -42,9 +43,11 @@ setup(
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
         'packaging',
+        'pyyaml',
         'safetensors>=0.5',
         'soundfile>=0.13',
         'tensorboardX',
+        'tensorstore',
         'tensorflow-datasets>=4.9.10,<5',
         'tokenizers>=0.21',
         'tqdm',
@@ -55,10 +58,11 @@ setup(
             'jax[tpu]>=0.10,<0.11; python_version < "3.12"',
             'jax[tpu]>=0.11,<0.12; python_version >= "3.12"',
         ],
-        # The judge of spoken answers, its scores and its pictures: what the demo needs.
-        'eval': ['pocketsphinx>=5.1,<6', 'jiwer>=4', 'matplotlib'],
-        # References for the parity tests only. Name a CPU build of torch first (see Makefile).
-        'parity': ['torch>=2.6', 'transformers>=4.51', 'peft>=0.15'],
+        # The judge of spoken answers, and its pictures: what the demo needs.
+        'eval': ['pocketsphinx>=5.1,<6', 'matplotlib'],
+        # References for the parity tests and for `convert --verify` (logits). Name a CPU build of
+        # torch first (see Makefile).
+        'parity': ['torch>=2.6', 'transformers>=5,<6', 'peft>=0.15'],
         'dev': ['ipykernel', 'nbclient', 'nbformat', 'pytest', 'pytest-xdist', 'ruff'],
     },
 )

@@ -6,7 +6,7 @@ mesh. A step exists only once it is complete: a process killed while it writes, 
 leaves the step before untouched.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import importlib.metadata
 import logging as logging_lib
@@ -120,11 +120,17 @@ def read_meta(directory: str | os.PathLike, step: int | None = None) -> dict:
     """The JSON item of a checkpoint.
 
     Raises:
-      InputError: there is no checkpoint.
+      InputError: there is no checkpoint, or the step is not one.
     """
     directory, step = _find(directory, step)
-    with ocp.CheckpointManager(directory, options=_READ_ONLY) as manager:
-        return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    try:
+        with ocp.CheckpointManager(directory, options=_READ_ONLY) as manager:
+            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise InputError(
+            f'{directory / str(step)} is no checkpoint, or a part of it is missing: its item meta '
+            f'cannot be read ({error}). Give the directory that holds the numbered steps'
+        ) from error
 
 
 def versions() -> dict[str, str]:
@@ -281,11 +287,32 @@ def lay_out(
             },
             'create': True, 'delete_existing': True,
         }  # fmt: skip
-        ts.open(spec).result()
+        with _disk(directory):
+            ts.open(spec).result()
 
 
-def open_array(directory: str | os.PathLike, path: str, step: int):
-    """One parameter as a tensorstore array: sliced, then `.read()` or `.write(x)`.
+@contextlib.contextmanager
+def array_errors(directory: str | os.PathLike) -> Iterator[None]:
+    """What goes wrong while arrays are read or written, as InputError.
+
+    Raises:
+      InputError: the disk is full, or a piece of an array is missing or damaged.
+    """
+    try:
+        with _disk(directory):
+            yield
+    except (ValueError, KeyError) as error:
+        said = str(error).split(' [')[0]
+        raise InputError(
+            f'checkpoint {directory}: a piece of an array is missing or damaged ({said}); copy the '
+            'checkpoint again'
+        ) from error
+
+
+def open_array(directory: str | os.PathLike, path: str, step: int, item: str = 'params'):
+    """One array of an item as tensorstore's: sliced, then `.read()` or `.write(x)`.
+
+    Both may fail: call them inside `array_errors`.
 
     Raises:
       InputError: it cannot be opened.
@@ -293,7 +320,7 @@ def open_array(directory: str | os.PathLike, path: str, step: int):
     import tensorstore as ts
 
     try:
-        return ts.open(_spec(directory, path, step), open=True).result()
+        return ts.open(_spec(directory, path, step, item), open=True).result()
     except ValueError as error:
         raise InputError(
             f'checkpoint {directory}, step {step}: {path} cannot be opened ({error}); copy the '
@@ -301,13 +328,17 @@ def open_array(directory: str | os.PathLike, path: str, step: int):
         ) from error
 
 
-def _spec(directory, path: str, step: int) -> dict:
+def _spec(directory, path: str, step: int, item: str = 'params') -> dict:
     """Where Orbax keeps an array: a folder of its own, or a key of the item's database."""
-    item = as_path(directory) / str(step) / 'params'
-    base, name = str(item) if '://' in str(item) else f'file://{item}', path.replace('/', '.')
-    if (item / 'manifest.ocdbt').exists():
+    folder = as_path(directory) / str(step) / item
+    base = str(folder) if '://' in str(folder) else f'file://{folder}'
+    name = path.replace('/', '.')
+    if (folder / 'manifest.ocdbt').exists():
         kvstore = {'driver': 'ocdbt', 'base': f'{base}/', 'path': f'{name}/'}
     else:
         kvstore = f'{base}/{name}/'
-    # Data like the fill value is stored too: a piece that is not there was not written.
-    return {'driver': 'zarr', 'kvstore': kvstore, 'store_data_equal_to_fill_value': True}
+    # Data like the fill value is stored too: a piece that is not there was lost or not written.
+    return {
+        'driver': 'zarr', 'kvstore': kvstore, 'store_data_equal_to_fill_value': True,
+        'fill_missing_data_reads': False,
+    }

@@ -3,6 +3,9 @@
 import jax
 import numpy as np
 
+from mossjax.convert.lm_rules import LM_RULES
+from mossjax.convert.qwen3 import QwenStart
+from mossjax.convert.rules import to_params
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
 
@@ -43,6 +46,11 @@ def tiny_params(config: LMConfig, seed: int = 0) -> dict:
         return 1 + 0.3 * normal if path[-1].key == 'scale' else 0.25 * normal
 
     return jax.tree_util.tree_map_with_path(draw, network(config).shapes)
+
+
+def start_params(start: QwenStart, config: LMConfig) -> dict:
+    """All parameters of a model that starts from a Qwen3."""
+    return to_params(LM_RULES, start.read, network(config).shapes)
 
 
 def tiny_grid(config: LMConfig, batch: int, t: int, seed: int = 0) -> np.ndarray:

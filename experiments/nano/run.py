@@ -8,16 +8,18 @@ of its own, two of them run at a time where they do not need each other, and eac
 was stopped: run the same command again. Logs are in WORKDIR/logs.
 
 `--effort 4` trains four times as many steps with the same configurations. Stages that are done stay
-as they are; remove done/STAGE.json and the folder STAGE to train one again, longer. The shipped
-checkpoint was made that way (its report says how long each stage ran).
+as they are; `--again sft --effort 2` makes one anew, longer, and with it what was made from it. The
+shipped checkpoint was made that way (its report says how long each stage ran).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import fcntl
 import json
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,23 +42,27 @@ class Stage:
     Attributes:
       run: (workdir, effort) -> facts for the report; in a process of its own.
       needs: stages that must be finished before.
+      makes: what it would go on from when it is run again, relative to the working directory.
     """
 
     run: Callable[[Path, float], dict]
     needs: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
 
 
 # Longest chain first, so that it starts first: the tokenizer decides how long the recipe takes.
 STAGES = {
-    'recordings': Stage(stages.recordings),
-    'tokenizer': Stage(stages.tokenizer, ('recordings',)),
-    'text_lm': Stage(stages.text_lm),
-    'codes': Stage(stages.codes, ('tokenizer',)),
-    'rows': Stage(stages.rows, ('codes', 'text_lm')),
-    'stage1': Stage(stages.stage1, ('rows',)),
-    'stage2': Stage(stages.stage2, ('stage1',)),
-    'sft': Stage(stages.sft, ('stage2',)),
-    'decoder': Stage(stages.decoder, ('codes',)),
+    'recordings': Stage(stages.recordings, makes=('recordings',)),
+    'tokenizer': Stage(stages.tokenizer, ('recordings',), ('tokenizer',)),
+    'text_lm': Stage(stages.text_lm, makes=('text_lm', 'rows/text', 'rows/repeat')),
+    'codes': Stage(stages.codes, ('tokenizer',), ('*.jsonl', '*.jsonl.settings.json')),
+    'rows': Stage(
+        stages.rows, ('codes', 'text_lm'), tuple(f'rows/{name}' for name in stages.SPEECH_ROWS)
+    ),
+    'stage1': Stage(stages.stage1, ('rows',), ('stage1',)),
+    'stage2': Stage(stages.stage2, ('stage1',), ('stage2',)),
+    'sft': Stage(stages.sft, ('stage2',), ('sft',)),
+    'decoder': Stage(stages.decoder, ('codes',), ('decoder_mu', 'decoder')),
     'report': Stage(stages.report, ('sft', 'decoder')),
 }
 
@@ -66,9 +72,33 @@ def done(workdir: Path, name: str) -> Path:
     return workdir / 'done' / f'{name}.json'
 
 
+def forget(workdir: Path, name: str) -> set[str]:
+    """Removes what a stage left, and what was made from it; returns the stages to run again."""
+    forgotten = {name}
+    while more := {n for n, s in STAGES.items() if forgotten & set(s.needs)} - forgotten:
+        forgotten |= more
+    for each in forgotten:
+        done(workdir, each).unlink(missing_ok=True)
+        for path in [path for made in STAGES[each].makes for path in workdir.glob(made)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return forgotten
+
+
 def run_stage(workdir: Path, name: str, effort: float) -> None:
-    """Runs one stage here and records that it is finished."""
+    """Runs one stage here and records that it is finished.
+
+    Raises:
+      InputError: another process is at it.
+    """
     began = time.time()
+    _log(workdir, name).parent.mkdir(parents=True, exist_ok=True)
+    lock = open(_log(workdir, name).with_suffix('.lock'), 'w')  # held until this process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise InputError(
+            f'stage {name} of {workdir} is run by another process; end it or wait for it'
+        ) from None
     facts = STAGES[name].run(workdir, effort)
     facts |= {'seconds': round(time.time() - began, 1), 'effort': effort}
     done(workdir, name).parent.mkdir(parents=True, exist_ok=True)
@@ -130,19 +160,30 @@ def _wait(running: dict[str, subprocess.Popen]) -> str:
         time.sleep(0.5)
 
 
+def _stop(signum: int, frame) -> None:
+    """Ends this process as Ctrl-C does, so that no stage goes on without it."""
+    del frame
+    sys.exit(128 + signum)
+
+
 def main() -> None:
     logging.set_verbosity(logging.INFO)
     workdir = Path(flags.FLAGS.workdir).resolve()
+    for name in (flags.FLAGS.stage, flags.FLAGS.again):
+        if name and name not in STAGES:
+            raise InputError(f'no stage {name!r}; one of {", ".join(STAGES)}')
+    if flags.FLAGS.again:
+        logging.info('made anew: %s', ', '.join(sorted(forget(workdir, flags.FLAGS.again))))
     if flags.FLAGS.stage:
-        if flags.FLAGS.stage not in STAGES:
-            raise InputError(f'no stage {flags.FLAGS.stage!r}; one of {", ".join(STAGES)}')
         run_stage(workdir, flags.FLAGS.stage, flags.FLAGS.effort)
     else:
+        signal.signal(signal.SIGTERM, _stop)
         run_all(workdir, flags.FLAGS.effort)
 
 
 if __name__ == '__main__':
     flags.DEFINE_string('workdir', None, 'directory for everything the recipe makes', required=True)
     flags.DEFINE_float('effort', 1.0, 'training steps, relative to the configurations')
+    flags.DEFINE_string('again', '', 'make this stage anew, and what was made from it')
     flags.DEFINE_string('stage', '', 'run this stage alone, here')
     start(main)

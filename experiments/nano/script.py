@@ -19,5 +19,8 @@ def start(main: Callable[[], None]) -> None:
         except InputError as error:
             sys.stderr.write(f'error: {error}\n')
             sys.exit(2)
+        except FloatingPointError as error:  # a run that diverged
+            sys.stderr.write(f'error: {error}\n')
+            sys.exit(1)
 
     app.run(guarded)

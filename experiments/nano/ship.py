@@ -30,10 +30,11 @@ from experiments.nano.ogg import encode
 from experiments.nano.script import start
 from mossjax.convert.codec_flow import open_flow
 from mossjax.convert.codec_tokenizer import open_tokenizer
-from mossjax.convert.directories import new_directory, read_json
+from mossjax.convert.directories import new_directory
 from mossjax.convert.placement import open_lm
 from mossjax.errors import InputError
 from mossjax.eval.demo_table import STAGES
+from mossjax.files import read_json
 from mossjax.infer import audio
 from mossjax.infer.assets import (
     CODEC_FILES,

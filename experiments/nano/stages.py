@@ -39,6 +39,12 @@ from mossjax.train.config import check
 CODES = 512
 VERSIONS = 8  # of each recording, as the language model hears it
 ROW_LENGTH = 256
+# Row data sets that need codes.
+SPEECH_ROWS = {
+    make.__name__: make for make in (
+        examples.asr, examples.tts, examples.mixed, examples.s2s, examples.s2t, examples.t2s
+    )
+}  # fmt: skip
 # Every other number of the language model is upstream's.
 LANGUAGE_MODEL = {
     'hidden_size': 128, 'intermediate_size': 384, 'num_hidden_layers': 4, 'num_shared_layers': 3,
@@ -210,10 +216,9 @@ def rows(workdir: Path, effort: float) -> dict:
         load_world(workdir), manifest(workdir, 'train'), open_codes(workdir, 'train'), form, CODES
     )
     source = fingerprint(workdir / 'codes.jsonl')
-    kinds = (examples.asr, examples.tts, examples.mixed, examples.s2s, examples.s2t, examples.t2s)
     return {
-        make.__name__: write(workdir, make.__name__, lambda m=make: m(corpus), form, source)
-        for make in kinds
+        name: write(workdir, name, lambda make=make: make(corpus), form, source)
+        for name, make in SPEECH_ROWS.items()
     }
 
 

@@ -48,7 +48,7 @@ def killed_way(source: Path, target: Path, tensors: int, rng: random.Random) -> 
     moments = []
     while len(moments) < KILLS:
         before = in_place(target)
-        # Some die while starting, most while tensors are written.
+        # At least one tensor or none later than the kill before.
         wanted = before + rng.randint(0, max(1, (tensors - before) // (KILLS - len(moments))))
         process = start(source, target)
         while process.poll() is None and in_place(target) < wanted:

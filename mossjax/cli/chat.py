@@ -14,6 +14,7 @@ Examples:
 from collections.abc import Iterator
 import json
 import pathlib
+import sys
 
 from absl import flags
 
@@ -139,9 +140,13 @@ class _Partner:
 def _converse() -> int:
     partner = None
     for number, line in enumerate(_lines(), 1):
-        if line.lower().endswith('.wav') and not _CODEC.value:
-            raise InputError(f'{line} needs --codec to be heard')
-        question = audio.load(line, INPUT_RATE) if line.lower().endswith('.wav') else line
+        try:
+            question = _question(line)
+        except InputError as error:
+            if not sys.stdin.isatty():
+                raise
+            print(f'mossjax chat: {error}')  # a slip of the hand does not end a dialogue
+            continue
         partner = partner or _Partner()
         code = partner.answer(
             question, _numbered(_OUT.value, number), _numbered(_GRID.value, number)
@@ -149,6 +154,15 @@ def _converse() -> int:
         if code:
             return code
     return 0
+
+
+def _question(line: str):
+    """The words, or the samples of the recording that is named."""
+    if not line.lower().endswith('.wav'):
+        return line
+    if not _CODEC.value:
+        raise InputError(f'{line} needs --codec to be heard')
+    return audio.load(line, INPUT_RATE)
 
 
 def _lines() -> Iterator[str]:

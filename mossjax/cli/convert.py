@@ -1,7 +1,8 @@
 """moves weights between Hugging Face and Orbax, and proves that nothing was lost.
 
   mossjax convert SRC DST              the other form of SRC, found from its files
-  mossjax convert --verify DIR [SRC]   checks DIR (and SRC) against the certificate in DIR
+  mossjax convert --verify DIR [SRC]   checks DIR (and SRC) against the certificate in DIR, and the
+                                       logits of DIR against those of SRC where torch is installed
 
 SRC holds one of
   - the MOSS-Speech language model (config.json, model.safetensors or shards with their index),
@@ -66,7 +67,7 @@ _SHARD_GB = flags.DEFINE_float(
 
 def main(args: list[str]) -> int | None:
     from mossjax.convert import kinds, transfer
-    from mossjax.convert.directories import read_json
+    from mossjax.files import read_json
 
     if _VERIFY.value:
         return _verify(args)
@@ -112,12 +113,21 @@ def _verify(args: list[str]) -> int | None:
 
     if len(args) not in (1, 2):
         raise InputError('--verify takes the converted directory and, if wanted, its source')
-    faults = transfer.verify(*args, progress=progress_bar)
+    faults, logits = transfer.verify(*args, progress=progress_bar), None
+    if len(args) == 2 and not faults:
+        logits = transfer.compare_logits(*args)
+        faults = logits.faults
     if faults:
         shown = '\n  '.join(faults[:20]) + ('\n  ...' if len(faults) > 20 else '')
         print(f'{args[0]}: {len(faults)} faults:\n  {shown}\nConvert again from the source.')
         return 1
     print(f'{args[0]}: every tensor is the one of the certificate')
+    if logits:
+        heads = ', '.join(f'{head} head {error:.1e}' for head, error in logits.errors.items())
+        print(
+            f'logits were not compared: {logits.skipped}' if logits.skipped else
+            f'logits in float32 against torch, largest difference over largest logit: {heads}'
+        )
     return None
 
 

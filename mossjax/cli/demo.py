@@ -18,6 +18,7 @@ Examples:
   mossjax demo --check
 """
 
+import dataclasses
 import pathlib
 
 from absl import flags
@@ -73,11 +74,15 @@ def main(args: list[str]) -> int | None:
         )
     lines = demo_table.lines(tour.answers, tour.controls)
     paths = demo_files.write_wavs(out, tour)
-    demo_files.write_json(out / 'demo.json', demo_files.record(assets, tour, lines, paths))
+    record = demo_files.record(assets, tour, lines, paths)
+    moved = agreement.of_tour(assets, tour) if _INT8.value else []
+    if moved:
+        record['int8'] = [dataclasses.asdict(head) for head in moved]
+    demo_files.write_json(out / 'demo.json', record)
     drawn = demo_picture.draw(out / 'demo.png', tour)
     print(f'\n{demo_table.table(lines)}\n\n{demo_table.stages(assets.report)}\n')
-    if _INT8.value:
-        print(f'{agreement.table(agreement.of_tour(assets, tour))}\n')
+    if moved:
+        print(f'{agreement.table(moved)}\n')
     picture = 'demo.png, ' if drawn else ''
     seconds = sum(tour.seconds.values())
     print(f'{out}: demo.json, {picture}{sum(map(bool, paths))} answers as wav; {seconds:.0f} s')

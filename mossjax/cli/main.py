@@ -85,6 +85,8 @@ def _run_command(name: str, rest: list[str]) -> int:
         text = re.sub(r'flag --(\w+)=None: .*', r'flag --\1 is required', str(error))
         text = re.sub(r'Traceback \(.*\n( .*\n)*', '', text).strip()  # of a config file
         return _report(f'{name}: {text}\nmossjax {name} --help lists the flags.', BAD_INPUT, debug)
+    except FloatingPointError as error:  # a run that diverged, which says at which step
+        return _report(f'{name}: {error}', FAILED, debug)
     except KeyboardInterrupt:
         return _report(f'{name}: interrupted', INTERRUPTED, debug)
     except OSError as error:  # a missing permission: the machine, not the program

@@ -7,6 +7,9 @@ trust. Every key can be changed on the command line. Checkpoints, metrics.jsonl 
 events go to the workdir; the same command goes on where it was stopped, bit for bit. SIGTERM saves
 and exits. On a TPU pod run the same command on every host, with --pod.
 
+config.init_from says what a run starts from: the workdir of another run of the same network, a
+MOSS-Speech or Qwen3 directory (language model), or a codec directory (tokenizer, decoder).
+
 Examples:
   mossjax train --config experiments/moss_9b/stage1.py --workdir gs://bucket/stage1 --pod
   mossjax train --config my_sft.py --workdir runs/sft --config.optim.peak_lr=2e-5

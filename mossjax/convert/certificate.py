@@ -99,9 +99,10 @@ def load(directory: Path) -> dict:
     path = directory / NAME
     try:
         content = json.loads(path.read_text())
-        if not isinstance(content['tensors'], dict):
-            raise TypeError('tensors')
-    except FileNotFoundError:
+        for part in ('tensors', 'made', 'source'):
+            if not isinstance(content[part], dict):
+                raise TypeError(part)
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f'{path}: no such file; only directories that mossjax convert wrote (without '
             '--nocertificate) can be verified'

@@ -52,5 +52,7 @@ def save_flow(codec_dir: str | Path, config: FlowConfig, params: dict) -> None:
     """Writes `flow/config.yaml` and `flow/flow.safetensors` under upstream's tensor names."""
     directory = Path(codec_dir) / 'flow'
     directory.mkdir(parents=True, exist_ok=True)
+    # Weights never stand beside the settings of others: without them a directory is refused.
+    (directory / 'flow.safetensors').unlink(missing_ok=True)
     write_config(directory / 'config.yaml', config)
     safetensors_io.write(directory / 'flow.safetensors', rules.to_tensors(flow_rules(), params))

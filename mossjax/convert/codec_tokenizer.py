@@ -9,7 +9,7 @@ import numpy as np
 
 from mossjax.convert import rules, safetensors_io, tokenizer_rules
 from mossjax.errors import InputError
-from mossjax.files import replacing
+from mossjax.files import read_json, replacing
 from mossjax.models.tokenizer import quantizer
 from mossjax.models.tokenizer.asr import Recogniser, TextDecoder
 from mossjax.models.tokenizer.config import TokenizerConfig
@@ -23,18 +23,6 @@ CONFIG, PREPROCESSOR, WEIGHTS = 'config.json', 'preprocessor_config.json', 'mode
 def tokenizer_network(config: TokenizerConfig):
     """The `Network` whose parameters a codec directory holds."""
     return describe(lambda rngs: Tokenizer(config, rngs=rngs))
-
-
-def _read_json(path: pathlib.Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f'{path} is missing: a codec directory holds {CONFIG}, {PREPROCESSOR} and {WEIGHTS}; '
-            'give the directory of the codec, completely downloaded'
-        ) from None
-    except json.JSONDecodeError as e:
-        raise InputError(f'{path} is not valid JSON ({e}); download it again') from None
 
 
 def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
@@ -60,7 +48,7 @@ def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
 
 def open_files(root: pathlib.Path):
     """(config, lazy tensors, prefix of the tokenizer's tensors) of a codec directory."""
-    config = TokenizerConfig.from_hf(_read_json(root / CONFIG), _read_json(root / PREPROCESSOR))
+    config = TokenizerConfig.from_hf(read_json(root / CONFIG), read_json(root / PREPROCESSOR))
     tensors = safetensors_io.open_tensors(root)
     prefix = next(
         (p for p in tokenizer_rules.PREFIXES if f'{p}codebook.weight' in tensors.shapes), None
@@ -106,6 +94,33 @@ def open_recogniser(directory) -> tuple[TokenizerConfig, dict, Codebook]:
     return config, rules.to_params(table, tensors.read, shapes), book
 
 
+def open_trained(directory, config: TokenizerConfig) -> tuple[dict, Codebook]:
+    """As much of a training model as a codec directory has: all of it, or the encoder alone.
+
+    Args:
+      config: what it must be; what only training needs may differ.
+
+    Returns:
+      (parameters under the names of `Recogniser`, codebook).
+
+    Raises:
+      InputError: as `open_tokenizer`, or the network is another one.
+    """
+    root = pathlib.Path(directory)
+    found, tensors, _ = open_files(root)
+    sizes = ('d', 'heads', 'ffn', 'layers', 'mels', 'positions', 'pool', 'codes')
+    if wrong := [n for n in sizes if getattr(found, n) != getattr(config, n)]:
+        raise InputError(
+            f'{root}: {", ".join(f"{n} is {getattr(found, n)}" for n in wrong)}; config.model says '
+            f'{", ".join(str(getattr(config, n)) for n in wrong)}'
+        )
+    if any(name.startswith('model.decoder.') for name in tensors.shapes):
+        _, params, book = open_recogniser(root)
+        return params, book
+    _, params = open_tokenizer(root)
+    return {'encoder': params['encoder']}, quantizer.from_codes(np.asarray(params['codebook']))
+
+
 def save_tokenizer(codec_dir, config: TokenizerConfig, params: dict) -> None:
     """Writes a codec directory's tokenizer in upstream's layout; inverse of `open_tokenizer`.
 
@@ -120,7 +135,10 @@ def save_tokenizer(codec_dir, config: TokenizerConfig, params: dict) -> None:
     tensors[f'{prefix}embed_positions2.weight'] = sinusoids(
         config.positions // config.pool, config.d
     )
+    # Weights never stand beside the settings of others: without its config a directory is refused.
+    (root / CONFIG).unlink(missing_ok=True)
     safetensors_io.write(root / WEIGHTS, tensors)
-    for name, content in zip((CONFIG, PREPROCESSOR), config.to_hf(), strict=True):
+    content, preprocessor = config.to_hf()
+    for name, settings in ((PREPROCESSOR, preprocessor), (CONFIG, content)):
         with replacing(root / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + '\n')
+            temporary.write_text(json.dumps(settings, indent=1) + '\n')

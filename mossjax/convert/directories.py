@@ -18,24 +18,7 @@ from mossjax.errors import InputError
 from mossjax.files import room_for
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
-
-
-def read_json(path: str | Path) -> dict:
-    """A JSON object from a file.
-
-    Raises:
-      InputError: the file is missing or holds something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f'{path}: no such file. Give the directory that holds it.')
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise InputError(f'{path}: not JSON ({error}). Download it again.') from None
-    if not isinstance(content, dict):
-        raise InputError(f'{path}: not a JSON object. Download it again.')
-    return content
+from mossjax.parallel.sharding import check_shapes
 
 
 def save_lm(
@@ -57,7 +40,7 @@ def save_lm(
     Raises:
       InputError: the directory is not empty, or parameters and config do not fit.
     """
-    check_params(params, network(config).shapes)
+    check_shapes(params, network(config).shapes, 'the parameters to save')
     with new_directory(directory) as temporary:
         host = jax.tree.map(np.asarray, dict(params))
         tensors = rules.to_tensors(LM_RULES, host)
@@ -71,22 +54,6 @@ def save_lm(
         for name, data in (files or {}).items():
             data = data if isinstance(data, bytes) else Path(data).read_bytes()
             (temporary / name).write_bytes(data)
-
-
-def check_params(params: Mapping, shapes: Mapping) -> None:
-    """Raises InputError unless `params` has the names and shapes of a network's `shapes`."""
-    have = {path: tuple(x.shape) for path, x in rules.flatten(params).items()}
-    want = {path: tuple(x.shape) for path, x in rules.flatten(shapes).items()}
-    faults = [
-        f'{path} is {have.get(path, "missing")}, expected {want.get(path, "no such parameter")}'
-        for path in sorted({*have, *want})
-        if have.get(path) != want.get(path)
-    ]
-    if faults:
-        raise InputError(
-            'parameters and configuration do not belong together: ' + '; '.join(faults[:10])
-            + '. Save them with the configuration they were made with.'
-        )
 
 
 @contextlib.contextmanager

@@ -22,10 +22,10 @@ from mossjax.convert import (
     safetensors_io,
     tokenizer_rules,
 )
-from mossjax.convert.directories import read_json
-from mossjax.convert.lm_rules import LM_RULES, module_order
+from mossjax.convert.lm_rules import LM_RULES, TEXT_RULES, module_order
 from mossjax.convert.orbax_tensors import OrbaxTensors
 from mossjax.errors import InputError
+from mossjax.files import read_json
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
 from mossjax.models.tokenizer.config import TokenizerConfig
@@ -147,7 +147,7 @@ def open_source(path: str | Path, changes: Mapping | None = None) -> Source:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f'{path} is not a directory; name the one that holds the weights')
-    if changes and not _is_qwen3(path):
+    if changes and not is_qwen3(path):
         raise InputError(f'{path}: only a start from Qwen3 takes changes to the configuration')
     if _orbax_root(path) is not None:
         return _open_orbax(_orbax_root(path), path)
@@ -159,7 +159,7 @@ def open_source(path: str | Path, changes: Mapping | None = None) -> Source:
             'incomplete, or this is the directory above'
         )
     content = read_json(path / CONFIG)
-    if _is_qwen3(path):
+    if is_qwen3(path):
         return _open_qwen3(path, content, dict(changes or {}))
     if (path / PREPROCESSOR).is_file() and content.get('model_type') != LANGUAGE_MODEL:
         return _open_tokenizer(path)
@@ -182,7 +182,9 @@ def _open_language_model(path: Path, content: dict) -> Source:
 
 
 def _open_qwen3(path: Path, qwen: dict, changes: dict) -> Source:
-    seed = int(changes.pop('seed', 0))
+    seed = changes.pop('seed', 0)
+    if not isinstance(seed, int):
+        raise InputError(f'seed is {seed!r}; it must be a whole number')
     config = qwen3.speech_config(qwen, changes)
     tensors = qwen3.QwenStart(qwen, safetensors_io.open_tensors(path), config, seed)
     content = config.to_hf()
@@ -212,7 +214,8 @@ def _open_tokenizer(path: Path) -> Source:
     return Source(path, ORBAX, kind, tensors, unused, **_listing(path))
 
 
-def _is_qwen3(path: Path) -> bool:
+def is_qwen3(path: Path) -> bool:
+    """Whether a directory is a Qwen3 text model in Hugging Face form."""
     return (path / CONFIG).is_file() and read_json(path / CONFIG).get('model_type') == 'qwen3'
 
 
@@ -231,6 +234,11 @@ def _listing(path: Path) -> dict:
     return {'weights': tuple(weights), 'files': tuple(companions), 'left': tuple(left)}
 
 
+def stored_tensors(path: Path) -> Tensors:
+    """The tensors of a directory under the names they are stored by (a Qwen3's are its own)."""
+    return safetensors_io.open_tensors(path) if is_qwen3(path) else open_source(path).tensors
+
+
 # -------------------------------------------------------------------------------------- Orbax
 
 UNUSED = 'unused'  # .safetensors beside the steps: tensors of the file that no parameter holds
@@ -239,9 +247,13 @@ UNUSED = 'unused'  # .safetensors beside the steps: tensors of the file that no 
 def _orbax_root(path: Path) -> Path | None:
     """The directory of the numbered steps: `path`, or its `checkpoints` (a training run)."""
     for root in (path, path / 'checkpoints'):
-        if root.is_dir() and any(p.name.isdigit() and p.is_dir() for p in root.iterdir()):
+        if root.is_dir() and any(p.name.isdigit() and _is_step(p) for p in root.iterdir()):
             return root
     return None
+
+
+def _is_step(path: Path) -> bool:
+    return (path / 'params').is_dir() or (path / 'meta').is_dir()
 
 
 def _open_orbax(root: Path, path: Path) -> Source:
@@ -268,9 +280,12 @@ def _open_orbax(root: Path, path: Path) -> Source:
     if (root / f'{UNUSED}.safetensors').is_file():
         others = safetensors_io.TensorFile(root / f'{UNUSED}.safetensors')
         tensors, unused = Together((tensors, others)), tuple(others.shapes)
+    weights = sorted(p for p in (root / str(step)).rglob('*') if p.is_file())
+    weights += [root / f'{UNUSED}.safetensors'] if unused else []
     return Source(
-        path, HUGGING_FACE, kind, tensors, unused, files=listing.get('files', ()), step=step,
-        adapters=adapters, choices=model.get('choices', {}),
+        path, HUGGING_FACE, kind, tensors, unused,
+        weights=tuple(str(p.relative_to(path)) for p in weights), files=listing.get('files', ()),
+        step=step, adapters=adapters, choices=model.get('choices', {}),
     )
 
 
@@ -299,7 +314,8 @@ def text_side(source: Source) -> Source:
     tensors = qwen3.TextSide(source.tensors, config)
     content = qwen3.qwen_config(config, tensors.dtypes['lm_head.weight'].name)
     kind = dataclasses.replace(
-        source.kind, name='qwen3', order=qwen3.module_order, configs={CONFIG: content}
+        source.kind, name='qwen3', order=qwen3.module_order, configs={CONFIG: content},
+        rules=TEXT_RULES,
     )
     files = tuple(name for name in source.files if Path(name).name != CONFIG)
     return dataclasses.replace(

@@ -60,19 +60,22 @@ class OrbaxTensors:
     def read(self, name: str) -> np.ndarray:
         """One tensor in the checkpoint's layout, perhaps a transposed view."""
         rule, layer = self._place[name]
-        return rule.op.inverse(self._array(rule)[layer].read().result(), self.shapes[name])
+        with checkpoint.array_errors(self.path):
+            value = self._array(rule)[layer].read().result()
+        return rule.op.inverse(value, self.shapes[name])
 
     def view(self, rule: Rule) -> 'ArrayView':
         """A whole parameter, to be sliced."""
-        return ArrayView(self._array(rule))
+        return ArrayView(self._array(rule), self.path)
 
     def write(self, name: str, tensor: np.ndarray) -> None:
         """Puts one tensor into its place, on disk when this returns."""
         rule, layer = self._place[name]
         array = self._array(rule)
         value = rule.op.forward(tensor, tuple(array.shape[rule.depth :]))
-        for part in _slabs(value.shape, value.dtype.itemsize):
-            array[layer][part].write(value[part]).result()
+        with checkpoint.array_errors(self.path):
+            for part in _slabs(value.shape, value.dtype.itemsize):
+                array[layer][part].write(value[part]).result()
 
     def _array(self, rule: Rule):
         if rule.path not in self._open:
@@ -84,12 +87,13 @@ class OrbaxTensors:
 class ArrayView:
     """An array on disk: `shape`, `dtype`, and slices, which are read when they are taken."""
 
-    def __init__(self, array):
-        self._array = array
+    def __init__(self, array, directory: Path):
+        self._array, self._directory = array, directory
         self.shape, self.dtype = tuple(array.shape), array.dtype.numpy_dtype
 
     def __getitem__(self, index) -> np.ndarray:
-        return self._array[index].read().result()
+        with checkpoint.array_errors(self._directory):
+            return self._array[index].read().result()
 
 
 def create(directory: Path, params: Mapping[str, np.ndarray], axes: Mapping, meta: dict) -> None:

@@ -17,10 +17,11 @@ import numpy as np
 from mossjax import checkpoint
 from mossjax.convert import rules as rules_lib
 from mossjax.convert import safetensors_io
-from mossjax.convert.directories import new_directory, read_json
+from mossjax.convert.directories import new_directory
 from mossjax.convert.lm_rules import LM_RULES
 from mossjax.convert.rules import Rule
 from mossjax.errors import InputError
+from mossjax.files import read_json
 from mossjax.nn.lora import Lora
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
@@ -50,11 +51,13 @@ class Adapters:
         lora = Lora(**{**settings, 'targets': tuple(settings['targets'])})
         shapes = rules_lib.flatten(checkpoint.read_shapes(directory, step))
         names = [path for path in shapes if path.startswith('lora/')]
-        return cls(lora, {
-            name.removeprefix('lora/'):
-                checkpoint.open_array(directory, name, step)[...].read().result()
-            for name in names
-        })
+        with checkpoint.array_errors(directory):
+            flat = {
+                name.removeprefix('lora/'):
+                    checkpoint.open_array(directory, name, step)[...].read().result()
+                for name in names
+            }
+        return cls(lora, flat)
 
     @property
     def targets(self) -> list[str]:
@@ -160,8 +163,12 @@ def load(directory: str | Path, shapes: Mapping) -> Adapters:
             raise InputError(
                 f'{directory / CONFIG}: {key} is {content[key]!r}, only {only!r} is implemented'
             )
-    if not isinstance(content.get('r'), int):
-        raise InputError(f'{directory / CONFIG} has no rank "r"; give a LoRA adapter')
+    if not isinstance(content.get('r'), int) or not isinstance(
+        content.get('lora_alpha'), int | float
+    ):
+        raise InputError(
+            f'{directory / CONFIG} has no rank "r" or no "lora_alpha"; give a LoRA adapter'
+        )
     file = safetensors_io.TensorFile(_weights(directory))
     flat_shapes, flat, used = rules_lib.flatten(shapes), {}, set()
     for rule in LM_RULES:

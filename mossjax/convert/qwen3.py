@@ -5,9 +5,10 @@ text side computes what Qwen3 computed. The speech side starts as a copy of the 
 norm, with a new embedding and head. (What upstream did for the speech side is not published.)
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 import dataclasses
-import json
 from pathlib import Path
 import re
 
@@ -18,6 +19,7 @@ import numpy as np
 from mossjax.convert import rules, safetensors_io
 from mossjax.convert.lm_rules import LM_RULES
 from mossjax.errors import InputError
+from mossjax.files import read_json
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
 
@@ -36,26 +38,14 @@ SUPPORTED = {
 }
 
 
-def open_qwen3(directory: str | Path, config: LMConfig, key: jax.Array) -> dict:
-    """`from_qwen3` on a Hugging Face directory (config.json and safetensors)."""
-    directory = Path(directory)
-    path = directory / 'config.json'
-    try:
-        qwen = json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise InputError(
-            f'{path}: cannot be read as JSON. Give the directory of a Qwen3 download.'
-        ) from None
-    return from_qwen3(qwen, safetensors_io.open_tensors(directory), config, key)
+def open_start(directory: str | Path, config: LMConfig, key: jax.Array) -> QwenStart:
+    """The start of a speech model in a Qwen3 directory (config.json and safetensors).
 
-
-def from_qwen3(qwen: Mapping, tensors, config: LMConfig, key: jax.Array) -> dict:
-    """Parameters for `config` from a Qwen3 checkpoint, in the checkpoint's dtype.
-
-    Args, errors: see `QwenStart`.
+    Raises:
+      InputError: as of `QwenStart`, or a file is missing or damaged.
     """
-    start = QwenStart(qwen, tensors, config, key)
-    return rules.to_params(LM_RULES, start.read, network(config).shapes)
+    qwen = read_json(Path(directory) / 'config.json')
+    return QwenStart(qwen, safetensors_io.open_tensors(directory), config, key)
 
 
 class QwenStart:
@@ -79,7 +69,7 @@ class QwenStart:
         """
         check_geometry(qwen, config)
         self.tied = bool(qwen.get('tie_word_embeddings', False))
-        self._tensors, self._config = tensors, config
+        self._tensors, self._config, self._fresh = tensors, config, None
         self._key = jax.random.key(key) if isinstance(key, int) else key
         shapes = network(config).shapes
         expected = rules.expected_tensors(LM_RULES, shapes)
@@ -105,8 +95,10 @@ class QwenStart:
 
     def read(self, name: str) -> np.ndarray:
         if name in FRESH:
-            table, head = fresh_tables(self._config, self._key, self.dtypes[name])
-            return np.asarray(table if name == FRESH[0] else head.T)
+            if self._fresh is None:  # drawn once: a mesh asks for every shard
+                table, head = fresh_tables(self._config, self._key, self.dtypes[name])
+                self._fresh = dict(zip(FRESH, map(np.asarray, (table, head.T)), strict=True))
+            return self._fresh[name]
         array = self._tensors.read(self._source[name])
         return array[: self._config.vocab_size] if name in VOCABULARY else array
 
@@ -177,6 +169,8 @@ def speech_config(qwen: Mapping, changes: Mapping | None = None) -> LMConfig:
         raise InputError(f'config.json of Qwen3 lacks {", ".join(absent)}; download it again')
     released = LMConfig.released()
     modality = changes.get('num_modality_layers', released.num_modality_layers)
+    if not isinstance(modality, int):
+        raise InputError(f'num_modality_layers is {modality!r}; it must be a whole number')
     values = {key: qwen[key] for key in GEOMETRY} | {
         'vocab_size': min(released.vocab_size, qwen['vocab_size']),
         'max_position_embeddings': qwen.get(
@@ -189,9 +183,10 @@ def speech_config(qwen: Mapping, changes: Mapping | None = None) -> LMConfig:
     }
     try:
         return dataclasses.replace(released, **values | changes)
-    except InputError as error:
+    except (InputError, TypeError) as error:  # TypeError: a value that is no number
+        said = str(error).rstrip('.')
         raise InputError(
-            f'a speech model cannot start from this Qwen3 as it is: {error} Set such keys in the '
+            f'a speech model cannot start from this Qwen3 as it is: {said}. Set such keys in the '
             'file that --config names'
         ) from error
 

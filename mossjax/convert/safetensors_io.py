@@ -56,7 +56,7 @@ class TensorFile:
         try:
             code, shape = str(entry['dtype']), tuple(int(n) for n in entry['shape'])
             begin, end = (int(n) for n in entry['data_offsets'])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise _damaged(self.path, f'the header entry of {name!r} is malformed') from None
         if code not in DTYPES:
             raise InputError(

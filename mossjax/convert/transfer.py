@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossjax import __version__, checkpoint
-from mossjax.convert import certificate, kinds, rules
+from mossjax.convert import certificate, kinds, reference, rules
 from mossjax.convert.kinds import Source, Tensors, Together
 from mossjax.convert.orbax_tensors import OrbaxTensors, create
+from mossjax.convert.reference import Comparison
 from mossjax.convert.safetensors_io import SHARD_BYTES
 from mossjax.convert.safetensors_writer import ShardWriter
 from mossjax.errors import InputError
@@ -74,7 +75,7 @@ def convert(
     partial = target.with_name(f'.{target.name}.converting')
     identity = _identity(source, options)
     done = Journal.resume(partial, identity)
-    _check_room(target, tensors, done)
+    _check_room(target, tensors, partial)
     partial.mkdir(parents=True, exist_ok=True)
     with room_for(target):
         sink = _sink(source, tensors, partial, options)
@@ -111,10 +112,9 @@ def verify(directory: str | Path, original: str | Path | None = None, progress=N
     Raises:
       InputError: there is no certificate, or a directory cannot be opened.
     """
-    source = kinds.open_source(directory)
-    paper = certificate.load(source.path)
-    tell = progress(_bytes(source.tensors), 0) if progress else (lambda n: None)
-    faults = certificate.compare(paper, source.tensors.shapes, source.tensors.read, tell)
+    paper, tensors = certificate.load(Path(directory)), kinds.stored_tensors(Path(directory))
+    tell = progress(_bytes(tensors), 0) if progress else (lambda n: None)
+    faults = certificate.compare(paper, tensors.shapes, tensors.read, tell)
     if original is not None:
         for name, record in paper['source']['files'].items():
             path = Path(original) / name
@@ -123,6 +123,22 @@ def verify(directory: str | Path, original: str | Path | None = None, progress=N
                 said = 'differs from the one converted' if found else 'missing'
                 faults.append(f'{path}: {said}')
     return faults
+
+
+def compare_logits(directory: str | Path, original: str | Path) -> Comparison:
+    """Logits of a converted directory against those of the one it was made from, see `reference`.
+
+    Raises:
+      InputError: as of `verify`.
+    """
+    made = certificate.load(Path(directory))['made']
+    choices, cast, changes = made['choices'], made['cast'], None
+    if kinds.is_qwen3(Path(original)):
+        changes = {**choices['changes'], 'seed': choices['seed']}
+    source = kinds.open_source(original, changes)
+    if cast:
+        source = dataclasses.replace(source, tensors=_in_dtype(source.tensors, cast))
+    return reference.compare(source, Path(directory), cast=bool(cast))
 
 
 # -------------------------------------------------------------------------------- the loop
@@ -285,9 +301,10 @@ def _in_dtype(tensors: Tensors, name: str) -> _Cast:
     return _Cast(tensors, np.dtype(name))
 
 
-def _check_room(target: Path, tensors: Tensors, done: Mapping) -> None:
-    """Refuses a disk that is too small before anything is written."""
-    needed = sum(_size(tensors, n) for n in tensors.shapes if n not in done) + SPARE_BYTES
+def _check_room(target: Path, tensors: Tensors, partial: Path) -> None:
+    """Refuses a disk that is too small before anything is written; `partial` has its part."""
+    taken = sum(path.stat().st_blocks * 512 for path in partial.rglob('*') if path.is_file())
+    needed = _bytes(tensors) - taken + SPARE_BYTES
     parent = next(p for p in target.parents if p.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mossjax.data.manifest import Labels, Recording
 from mossjax.errors import InputError
-from mossjax.files import replacing
+from mossjax.files import read_json, replacing
 
 NONE = -1  # frame label where nothing is known
 SILENCE = ('pau', 'sil')  # labels that are frames but not sounds to transcribe
@@ -83,6 +83,54 @@ class Inventory:
         # Rounded: 0.07 + 0.02 and 0.09 are different floats, and borders fall on such numbers.
         which = np.searchsorted(np.round(ends, 6), np.round(middle, 6), side='left')
         return ids[which]
+
+
+class Transcripts:
+    """Texts of recordings as ids of a text tokenizer: targets of the text decoder."""
+
+    END = '<|endoftext|>'
+
+    def __init__(self, directory: str | os.PathLike, size: int, longest: int):
+        """Args:
+          directory: holds the tokenizer.json, e.g. Whisper's.
+          size: ids that the decoder knows. longest: its positions.
+
+        Raises:
+          InputError: there is no such tokenizer, or it has more ids than the decoder.
+        """
+        import tokenizers
+
+        path = Path(directory) / 'tokenizer.json'
+        spec = json.dumps(read_json(path))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(spec)
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f'{path} is no tokenizer ({error}); copy it anew') from error
+        self._end = self._tokenizer.token_to_id(self.END)
+        found = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        if self._end is None or found > size:
+            raise InputError(
+                f'{path} has {found} ids and {"an" if self._end is not None else "no"} end token '
+                f'{self.END}; the text decoder knows {size} ids and needs that token. Give the '
+                'tokenizer it was made for, or set config.model.vocab'
+            )
+        self._longest = longest
+
+    def sequence(self, recording: Recording) -> np.ndarray:
+        """Ids int32 (n,) of `text`, the end token last; none where there is no text.
+
+        Raises:
+          InputError: it is longer than the decoder.
+        """
+        if not recording.text:
+            return np.zeros(0, np.int32)
+        ids = self._tokenizer.encode(recording.text, add_special_tokens=False).ids
+        if len(ids) >= self._longest:
+            raise InputError(
+                f'{recording.audio}: its text has {len(ids)} tokens, the text decoder takes '
+                f'{self._longest - 1}; cut the recording or leave it out'
+            )
+        return np.array([*ids, self._end], np.int32)
 
 
 def _all_labels(recording: Recording) -> list[str]:

@@ -24,7 +24,8 @@ import numpy as np
 
 from mossjax.errors import InputError
 
-IGNORE = -100  # label of a position that is not supervised
+# Label of a position that is not supervised: `ops.losses.IGNORE`, for readers without jax.
+IGNORE = -100
 FIELDS = {'tokens': 2, 'labels': 2, 'segments': 0, 'positions': 0}  # name: channels (0: none)
 
 Row = dict[str, np.ndarray]

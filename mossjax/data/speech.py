@@ -14,8 +14,9 @@ import numpy as np
 
 from mossjax.data.clips import Clips, fit
 from mossjax.data.codes import CodesStore
-from mossjax.data.labels import Inventory
+from mossjax.data.labels import Inventory, Transcripts
 from mossjax.data.manifest import Recording
+from mossjax.data.rows import IGNORE
 from mossjax.errors import InputError
 
 CODE_SAMPLES = {16_000: 1280, 24_000: 1920}  # samples of one code (80 ms), by rate in Hz
@@ -140,14 +141,16 @@ class TokenizerBatches:
 
     Fields: `audio` float32 (b, w) 16 kHz, `lengths` int32 (b,) samples, `phones` int32
     (b, w / 320) frame labels at 50 Hz (-1 none), `targets` int32 (b, n) (0 after the end),
-    `target_lengths` int32 (b,). w is a multiple of 1280 and n is fixed for each w. Distortions
-    are made on the device, by the training task.
+    `target_lengths` int32 (b,); with transcripts also `text` int32 (b, u), -100 after the end. w is
+    a multiple of 1280; n and u are fixed for each w. Distortions are made on the device, by the
+    training task.
     """
 
     def __init__(
         self,
         clips: Clips,
         inventory: Inventory,
+        transcripts: Transcripts | None = None,
         *,
         seconds: float,
         seed: int,
@@ -174,6 +177,9 @@ class TokenizerBatches:
         self._clips, self._inventory, self._host = clips, inventory, host
         self._targets = [inventory.sequence(r) for r in clips.recordings]
         self._widths = _widest(self.schedule, longest, [len(t) for t in self._targets])
+        self._texts = transcripts and [transcripts.sequence(r) for r in clips.recordings]
+        if self._texts:
+            self._text_widths = _widest(self.schedule, longest, [len(t) for t in self._texts])
 
     def batch(self, step: int) -> Batch:
         """This host's part of global batch `step`."""
@@ -184,7 +190,11 @@ class TokenizerBatches:
     def _row(self, i: int, width: int) -> Batch:
         wav, target = self._clips.read(i), self._targets[i]
         times = self._clips.recordings[i].times
-        return {
+        text = {}
+        if self._texts:
+            room = self._text_widths[width] - len(self._texts[i])
+            text['text'] = np.pad(self._texts[i], (0, room), constant_values=IGNORE)
+        return text | {
             'audio': fit(wav, width),
             'lengths': np.int32(min(len(wav), width)),
             'phones': self._inventory.frames(times, width // FRAME_SAMPLES, FRAMES_PER_SECOND),

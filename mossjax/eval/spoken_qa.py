@@ -77,10 +77,17 @@ def shuffled(heard: Sequence[str | None], expected: Sequence[str]) -> float:
 def same_words(text: str, expected: str) -> bool:
     """Whether two texts have the same words; case, punctuation and spaces do not count."""
 
-    def words(s: str) -> list[str]:
-        return re.findall(r"[\w']+", s.lower())
+    return _words(text) == _words(expected)
 
-    return words(text) == words(expected)
+
+def has_words(text: str, expected: str) -> bool:
+    """Whether the words of `expected` stand together somewhere in the text."""
+    said, wanted = _words(text), _words(expected)
+    return any(said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w']+", text.lower())
 
 
 def text_row(name: str, texts: Sequence[str], expected: Sequence[str]) -> Row:

@@ -21,8 +21,8 @@ import pathlib
 
 import numpy as np
 
-from mossjax.convert.directories import read_json
 from mossjax.errors import InputError
+from mossjax.files import read_json
 from mossjax.infer import audio
 from mossjax.ops.resample import resample
 

@@ -13,7 +13,7 @@ from mossjax.ops.resample import resample
 
 # One frame of the log-mel: less than that holds no sound to speak of.
 SHORTEST_SECONDS = 0.01
-# 22,500 codes: several times the positions any of the language models has, and 115 MB as float32.
+# 22,500 codes, more than half the positions of the released language model, and 115 MB as float32.
 LONGEST_SECONDS = 30 * 60
 # Lossy decoders overshoot full scale by a little; integers stored as floats by a factor of 32768.
 LOUDEST = 8.0
@@ -43,6 +43,10 @@ def read_header(path: str | os.PathLike) -> Header:
 
     try:
         info = soundfile.info(str(path))
+    except TypeError:  # a name that ends in .raw: soundfile wants to be told the format
+        raise InputError(
+            f'{path} is headerless audio by its name; give a WAV, FLAC, OGG or MP3 file'
+        ) from None
     except soundfile.LibsndfileError as error:
         raise InputError(
             f'{path} is not audio that can be read ({error.error_string.rstrip(".")}); '

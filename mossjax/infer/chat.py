@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from mossjax.convert import peft
-from mossjax.convert.directories import read_json
 from mossjax.convert.placement import Put, open_lm
 from mossjax.errors import InputError
+from mossjax.files import read_json
 from mossjax.infer.generate import Generation, Generator
 from mossjax.infer.sampling import Settings, row_keys
 from mossjax.models.lm import dialogue, machine

@@ -156,28 +156,37 @@ class Settings:
         Keys that are absent keep the defaults above; an entry of `layers` wins over the rest.
         """
         layers = generation_config.get('layers') or [{}, {}]
-        if len(layers) != 2:
-            raise InputError(f'layers in generation_config.json has {len(layers)} entries, not 2')
-        names = [field.name for field in dataclasses.fields(Channel)]
-        defaults = cls()
+        if not isinstance(layers, list) or [type(entry) for entry in layers] != [dict, dict]:
+            raise InputError(f'layers in generation_config.json is {layers!r}, not two objects')
+        defaults, greedily = cls(), not generation_config.get('do_sample', True)
 
         def channel(default: Channel, own: dict) -> Channel:
-            given = {**generation_config, **own}
-            return dataclasses.replace(
-                default, **{n: given[n] for n in names if given.get(n) is not None}
-            )
+            given = _numbers({**generation_config, **own}, Channel)
+            if greedily and given.get('temperature') == 0:
+                del given['temperature']  # how some say greedy; it has no effect there
+            return dataclasses.replace(default, **given)
 
-        lengths = {
-            n: generation_config[n]
-            for n in ('max_new_tokens', 'min_new_tokens')
-            if generation_config.get(n) is not None
-        }
-        draw = sample if generation_config.get('do_sample', True) else greedy
+        lengths = _numbers(generation_config, cls, ('max_new_tokens', 'min_new_tokens'))
         return cls(
-            channel(defaults.text, layers[0]), channel(defaults.audio, layers[1]), draw=draw,
-            **lengths,
+            channel(defaults.text, layers[0]), channel(defaults.audio, layers[1]),
+            draw=greedy if greedily else sample, **lengths,
         ).check()
 
 
-INTERFACE = Settings()
-MODEL_CARD = Settings(Channel(0.7, 20, 0.95), Channel(0.7, 20, 0.95), 1000, 10)
+def _numbers(content: dict, owner: type, names: tuple[str, ...] = ()) -> dict:
+    """The fields of a dataclass that a JSON object sets (null sets nothing), numbers all.
+
+    Raises:
+      InputError: a value is no number, or not whole where it must be.
+    """
+    found = {}
+    for field in dataclasses.fields(owner):
+        value = content.get(field.name)
+        if value is None or names and field.name not in names:
+            continue
+        whole = isinstance(field.default, int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            kind = 'a whole number' if whole else 'a number'
+            raise InputError(f'{field.name} in generation_config.json is {value!r}, not {kind}')
+        found[field.name] = value
+    return found

@@ -26,6 +26,16 @@ def bucket(codes: int, longest: int) -> int:
     return min(size, longest)
 
 
+def _speaks(folder: Path) -> str:
+    """How the waveform and the voice come about."""
+    there = [name for name in ('hift.pt', 'campplus.onnx') if (folder / name).exists()]
+    unused = f' ({" and ".join(there)} in {folder.name}/ not read)' if there else ''
+    return (
+        f'waveforms by Griffin-Lim, no trained vocoder{unused}; the voice is the decoder\'s own '
+        '(zero speaker vector, no voice prompt)'
+    )
+
+
 class SpeechDecoder:
     """A flow decoder with its weights, and Griffin-Lim behind it.
 
@@ -63,7 +73,7 @@ class SpeechDecoder:
           InputError: files missing or damaged.
         """
         config, params = open_flow(codec_dir)
-        logging.info('%s: waveforms by Griffin-Lim, no trained vocoder is used', codec_dir)
+        logging.info('%s: %s', codec_dir, _speaks(Path(codec_dir) / 'flow'))
         return cls(config, jax.tree.map(jax.numpy.asarray, params), **options)
 
     def mel(self, codes: Sequence[int], *, context: Context = OFFLINE) -> np.ndarray:
@@ -98,7 +108,8 @@ class SpeechDecoder:
         xvector = np.zeros((b, self.config.xvector_size), np.float32)
         prompt = np.zeros((b, 0, self.config.mels), np.float32)
         model = self._network.bind(params)
-        return model(codes, lengths, xvector, prompt, noise, context=context, **self._options)
+        with jax.default_matmul_precision('highest'):  # float32 on every device, as upstream
+            return model(codes, lengths, xvector, prompt, noise, context=context, **self._options)
 
     def _checked(self, codes, i: int, context: Context) -> np.ndarray:
         ids = np.asarray(codes)

@@ -11,8 +11,9 @@ from mossjax.errors import InputError
 from mossjax.models.tokenizer import mel
 from mossjax.models.tokenizer.config import TokenizerConfig
 
-# A batch holds at most this much padded audio, in samples: one piece of 30 s or many short ones.
-BATCH_SAMPLES = 16 * 30 * mel.RATE
+# A batch holds at most this much padded audio, in samples: four pieces of 30 s or many short ones.
+# At the released size the attention scores of those four take 0.7 GB.
+BATCH_SAMPLES = 4 * 30 * mel.RATE
 MAX_ROWS = 128
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import math
-import re
 from typing import Any
 
 from flax import traverse_util
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mossjax.errors import InputError
-from mossjax.nn.param import Network
+from mossjax.nn.param import Network, matching
 
 # path -> (axes a matmul sums over, number of leading layer axes); (None, _) for what is no matrix
 Matrices = Callable[[str], tuple[tuple[int, ...] | None, int]]
@@ -56,13 +55,7 @@ class Lora:
         flat = list(traverse_util.flatten_dict(shapes, sep='/'))
         chosen = []
         for pattern in self.targets:
-            found = [path for path in flat if re.fullmatch(pattern, path)]
-            if not found:
-                raise InputError(
-                    f'LoRA target {pattern!r} matches no parameter; patterns must match a whole '
-                    f'path such as {flat[0]!r}'
-                )
-            chosen += found
+            chosen += matching(pattern, flat, 'LoRA target')
         for path in chosen:
             summed, layers = matrices(path)
             if summed is None or min(summed) != layers:

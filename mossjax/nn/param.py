@@ -12,14 +12,17 @@ tuples of logical axis names: enough to shard, plan, convert or restore a networ
 could hold.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import math
+import re
 from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+
+from mossjax.errors import InputError
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
@@ -125,3 +128,25 @@ def describe(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 def _as_dict(state) -> dict:
     """nnx.State of non-variables to nested dict (tuples stay leaves)."""
     return {k: _as_dict(v) if hasattr(v, 'items') else v for k, v in state.items()}
+
+
+def matching(pattern: str, paths: Sequence[str], what: str) -> list[str]:
+    """The parameter paths that a regular expression matches whole.
+
+    Args:
+      what: the setting it stands in, for the message.
+
+    Raises:
+      InputError: it is no regular expression, or matches nothing.
+    """
+    try:
+        found = [path for path in paths if re.fullmatch(pattern, path)]
+    except re.error as error:
+        raise InputError(f'{what} {pattern!r} is no regular expression ({error})') from None
+    if not found:
+        tops = ', '.join(dict.fromkeys(path.split('/')[0] for path in paths))
+        raise InputError(
+            f'{what} {pattern!r} matches no parameter; patterns must match a whole path such as '
+            f'{paths[0]!r} (top level: {tops})'
+        )
+    return found

@@ -14,10 +14,8 @@ from mossjax.errors import InputError
 
 ZERO_CROSSINGS = 6
 ROLL_OFF = 0.99
-# Kernel elements, 64 MiB in float32: every usual pair of rates needs under a hundredth of it.
-KERNEL_LIMIT = 2**24
-# Input elements gathered at once: bounds the memory for long recordings.
-CHUNK = 2**24
+# Elements gathered at once: bounds the memory for long recordings.
+CHUNK = 2**22
 
 
 def resample(wav: np.ndarray, source: int, target: int) -> np.ndarray:
@@ -25,56 +23,55 @@ def resample(wav: np.ndarray, source: int, target: int) -> np.ndarray:
 
     Args:
       wav: (w,) float samples at `source` Hz.
-      source, target: sample rates in Hz.
+      source, target: sample rates in Hz, any two.
 
     Returns:
       (ceil(w * target / source),) float32 samples at `target` Hz.
 
     Raises:
-      InputError: the two rates have no ratio of small integers.
+      InputError: a rate is not positive.
     """
     wav = np.asarray(wav, np.float32)
     step, phases = _reduced(source, target)
     if step == phases:
         return wav
-    kernel = sinc_kernel(step, phases)
-    width = (kernel.shape[1] - step) // 2
-    padded = np.pad(wav, (width, width + step))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[1])[::step]
-    rows = max(1, CHUNK // kernel.shape[1])
-    pieces = [windows[i : i + rows] @ kernel.T for i in range(0, len(windows), rows)]
-    return np.concatenate(pieces).reshape(-1)[: -(-len(wav) * phases // step)]
+    table = filters(step, phases)
+    width = table.shape[1] // 2 - 1
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(wav, (width, width + 2)), table.shape[1]
+    )
+    count, rows = -(-len(wav) * phases // step), max(1, CHUNK // table.shape[1])
+    resampled = np.empty(count, np.float32)
+    for start in range(0, count, rows):
+        at = np.arange(start, min(start + rows, count))
+        resampled[at] = np.einsum('nk,nk->n', windows[at * step // phases], table[at % phases])
+    return resampled
 
 
 @functools.lru_cache(maxsize=16)
-def sinc_kernel(step: int, phases: int) -> np.ndarray:
+def filters(step: int, phases: int) -> np.ndarray:
     """The filters of a rate change by phases / step, two integers without a common factor.
 
-    Output sample `step * i` of the input's clock is phase 0; phase p lies p / phases of a step
-    later. Row p correlates with input samples `step * i - width .. step * i + width + step - 1`.
+    Output sample j lies j * step / phases input samples after the first, and the whole part of that
+    is i. Row j % phases correlates with the input samples i - width .. i + width + 1.
 
     Returns:
-      (phases, 2 * width + step) float32.
+      (phases, 2 * width + 2) float32.
     """
     cutoff = ROLL_OFF * min(step, phases)
     width = math.ceil(ZERO_CROSSINGS * step / cutoff)
-    taps = np.arange(-width, width + step) / step
+    phase = np.arange(phases)
+    taps = ((phase * step // phases)[:, None] + np.arange(-width, width + 2)) / step
     # torchaudio divides the phase in float32 and does all else in float64.
-    shifts = (np.arange(phases, dtype=np.float32) / np.float32(phases)).astype(np.float64)
+    shifts = (phase.astype(np.float32) / np.float32(phases)).astype(np.float64)
     t = np.clip((taps - shifts[:, None]) * cutoff, -ZERO_CROSSINGS, ZERO_CROSSINGS)
     window = np.cos(np.pi * t / (2 * ZERO_CROSSINGS)) ** 2
     return (cutoff / step * np.sinc(t) * window).astype(np.float32)
 
 
 def _reduced(source: int, target: int) -> tuple[int, int]:
-    """(source, target) without their common factor; refuses what no small kernel can do."""
+    """(source, target) without their common factor."""
     if source < 1 or target < 1:
         raise InputError(f'sample rates must be positive, got {source} Hz and {target} Hz')
     common = math.gcd(source, target)
-    step, phases = source // common, target // common
-    if phases * step > KERNEL_LIMIT:
-        raise InputError(
-            f'cannot resample {source} Hz to {target} Hz: the rates share no useful factor. '
-            'Convert the audio to a common rate (16000, 24000, 44100 or 48000 Hz) first.'
-        )
-    return step, phases
+    return source // common, target // common

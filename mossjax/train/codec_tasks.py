@@ -11,7 +11,7 @@ import numpy as np
 from mossjax.data import speech
 from mossjax.data.clips import Clips, clips_in_memory, clips_on_disk
 from mossjax.data.codes import CodesStore
-from mossjax.data.labels import Inventory
+from mossjax.data.labels import Inventory, Transcripts
 from mossjax.data.manifest import Recording, read_recordings
 from mossjax.errors import InputError
 from mossjax.models.flow.config import Context, FlowConfig
@@ -45,6 +45,7 @@ class SpeechData:
       keep: 'memory' or 'disk'.
       inventory: labels of the tokenizer's targets; made from the manifest and written there if
         the file does not exist.
+      tokenizer: directory with the tokenizer.json of the texts (tokenizer runs with loss.text).
       codes: codes store of the recordings (decoder).
       undisturbed: share of recordings that are spoken from their undisturbed codes whatever else
         the store has (decoder).
@@ -58,6 +59,7 @@ class SpeechData:
     room: float = 0.0
     keep: str = 'memory'
     inventory: str = ''
+    tokenizer: str = ''
     codes: str = ''
     undisturbed: float = 0.0
 
@@ -90,6 +92,7 @@ class TokenizerLoss:
     """`loss` of a tokenizer run, see `train.tokenizer_task`.
 
     Attributes:
+      text: weight of the text decoder's cross-entropy (upstream's objective; needs data.tokenizer).
       ctc, frames: weights of the objectives on phones or characters.
       commitment: 'absolute' (upstream, from a trained encoder) or 'relative' (from nothing).
       penalty: weight of the mean square of the vectors.
@@ -98,6 +101,7 @@ class TokenizerLoss:
       inputs: 'distorted' or 'plain'.
     """
 
+    text: float = 0.0
     ctc: float = 0.0
     frames: float = 0.0
     commitment: str = 'absolute'
@@ -130,23 +134,36 @@ def tokenizer(config: ml_collections.ConfigDict) -> Run:
     data = options(config.data, SpeechData, 'data')
     loss = options(config.loss, TokenizerLoss, 'loss')
     model = options(config.model, TokenizerConfig, 'model')
+    transcripts = None
+    if loss.text:
+        if not data.tokenizer:
+            raise InputError(
+                'config.loss.text needs the ids of the texts: name the directory of their '
+                'tokenizer.json in config.data.tokenizer'
+            )
+        transcripts = Transcripts(data.tokenizer, model.vocab, model.target_positions)
     clips = data.clips(16_000)
     inventory = _inventory(data, clips)
     batches = speech.TokenizerBatches(
-        clips, inventory, room=data.room, **data.batching(config.seed)
+        clips, inventory, transcripts, room=data.room, **data.batching(config.seed)
     )
+    chosen = tokenizer_task.objectives(
+        text=loss.text, ctc=loss.ctc, frames=loss.frames, phones=len(inventory)
+    )
+    start, book = starts.tokenizer(config.init_from, model, chosen)
     task = TokenizerTask(
         model,
         batches.batch,
-        tokenizer_task.objectives(ctc=loss.ctc, frames=loss.frames, phones=len(inventory)),
+        chosen,
         inputs=_choose(INPUTS, loss.inputs, 'loss.inputs'),
         commitment=_choose(COMMITMENT, loss.commitment, 'loss.commitment'),
         penalty=loss.penalty,
         warmup=loss.warmup,
         remembered=loss.remembered,
+        start=book,
         threshold=loss.threshold,
     )
-    return Run(task, starts.from_workdir(config.init_from))
+    return Run(task, start)
 
 
 def flow(config: ml_collections.ConfigDict) -> Run:
@@ -171,7 +188,7 @@ def flow(config: ml_collections.ConfigDict) -> Run:
         context=Context(chunk=loss.chunk or None),
         statistics=mel_statistics(batches, model) if loss.scaled else None,
     )
-    return Run(task, starts.from_workdir(config.init_from))
+    return Run(task, starts.decoder(config.init_from))
 
 
 def mel_statistics(

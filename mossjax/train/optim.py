@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from mossjax.errors import InputError
+from mossjax.nn.param import matching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +67,7 @@ def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
       InputError: a pattern matches no parameter, or nothing is left to train.
     """
     flat = traverse_util.flatten_dict(params, sep='/')
-    for pattern in frozen:
-        if not any(re.fullmatch(pattern, path) for path in flat):
-            raise InputError(
-                f'optim.frozen: {pattern!r} matches no parameter; patterns must match a whole '
-                f'path such as {next(iter(flat))!r} (top level: {", ".join(params)})'
-            )
-    held = {path for path in flat if any(re.fullmatch(p, path) for p in frozen)}
+    held = {path for p in frozen for path in matching(p, list(flat), 'optim.frozen:')}
     if len(held) == len(flat):
         raise InputError('optim.frozen matches every parameter: nothing is left to train')
 

@@ -1,6 +1,6 @@
 """Where a run's first parameters come from: `init_from` of its config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from pathlib import Path
 from typing import NamedTuple
@@ -9,14 +9,20 @@ import jax
 import numpy as np
 
 from mossjax import checkpoint
-from mossjax.convert import kinds
-from mossjax.convert.directories import check_params, read_json
+from mossjax.convert import codec_tokenizer, kinds
+from mossjax.convert.codec_flow import open_flow
+from mossjax.convert.lm_rules import LM_RULES
 from mossjax.convert.placement import on_devices, place
-from mossjax.convert.qwen3 import open_qwen3
+from mossjax.convert.qwen3 import open_start
 from mossjax.errors import InputError
+from mossjax.files import read_json
 from mossjax.models.lm.config import LMConfig
+from mossjax.models.tokenizer import asr
+from mossjax.models.tokenizer.config import TokenizerConfig
+from mossjax.models.tokenizer.quantizer import Codebook
 from mossjax.nn.lora import AdaptedNetwork
-from mossjax.nn.param import Network
+from mossjax.nn.param import Network, describe
+from mossjax.parallel.sharding import check_shapes
 from mossjax.train.task import Task
 
 Start = Callable[[dict], dict]  # the parameters' abstract tree -> parameters
@@ -34,7 +40,64 @@ def from_workdir(workdir: str) -> Start | None:
     if not workdir:
         return None
     saved = checkpoint.as_path(workdir) / 'checkpoints'
+    if not saved.is_dir():
+        raise InputError(
+            f'init_from: {workdir} is no workdir of a run (it has no checkpoints in it); give the '
+            '--workdir of that run'
+        )
     return lambda abstract: checkpoint.restore_params(saved, abstract)[0]
+
+
+def tokenizer(
+    directory: str, config: TokenizerConfig, objectives: Mapping
+) -> tuple[Start | None, Codebook | None]:
+    """(parameters, codebook) of another run's workdir, or of a codec in upstream's layout.
+
+    A codec without the upper half and the text decoder gives the encoder; the rest is fresh.
+
+    Args:
+      objectives: of the run, see `TokenizerTask`; heads that the codec does not have are fresh.
+
+    Raises:
+      InputError: the directory is neither.
+    """
+    if not directory:
+        return None, None
+    path = checkpoint.as_path(directory)
+    if (path / 'checkpoints').is_dir():
+        return from_workdir(directory), _codebook(path / 'checkpoints')
+    if not (path / 'config.json').is_file():
+        raise InputError(
+            f'init_from: {directory} is neither the workdir of a run nor a codec directory'
+        )
+    loaded, book = codec_tokenizer.open_trained(path, config)
+    heads = {name: objective.make for name, objective in objectives.items()}
+    fresh = describe(lambda rngs: asr.Recogniser(config, heads, rngs=rngs)).init(jax.random.key(0))
+    known = loaded.pop('heads', {})
+    heads = {name: known.get(name, fresh['heads'][name]) for name in heads}
+    return (lambda _: {**fresh, **loaded, 'heads': heads}), book
+
+
+def _codebook(checkpoints: Path) -> Codebook:
+    """Codes and moving averages: they are no parameters, a run keeps them beside."""
+    step = checkpoint.find_step(checkpoints)
+    with checkpoint.array_errors(checkpoints):
+        return Codebook(*(
+            checkpoint.open_array(checkpoints, f'codebook/{name}', step, 'extra').read().result()
+            for name in Codebook._fields
+        ))
+
+
+def decoder(directory: str) -> Start | None:
+    """From the workdir of another run, or from a codec directory with flow/ in it.
+
+    Raises:
+      InputError: the directory is neither.
+    """
+    if not directory or (checkpoint.as_path(directory) / 'checkpoints').is_dir():
+        return from_workdir(directory)
+    _, params = open_flow(directory)
+    return lambda _: params
 
 
 def language_model(directory: str, config: LMConfig, network: Network, seed: int) -> Start | None:
@@ -52,8 +115,8 @@ def language_model(directory: str, config: LMConfig, network: Network, seed: int
         return from_workdir(directory)
     kind = read_json(path / 'config.json').get('model_type')
     if kind == 'qwen3':
-        key = jax.random.fold_in(jax.random.key(seed), 2**31)
-        return lambda _: open_qwen3(path, config, key)
+        start = open_start(path, config, jax.random.fold_in(jax.random.key(seed), 2**31))
+        return lambda abstract: _placed(start, network, abstract)
     if kind == 'moss_speech':
         return functools.partial(_moss_speech, path, network)
     raise InputError(
@@ -64,10 +127,13 @@ def language_model(directory: str, config: LMConfig, network: Network, seed: int
 
 def _moss_speech(path: Path, network: Network, abstract: dict) -> dict:
     source = kinds.open_source(path)
-    check_params(source.kind.network.shapes, network.shapes)
-    return place(
-        source.kind.rules, source.tensors, network.shapes, on_devices(abstract, np.float32)
-    )
+    check_shapes(source.kind.network.shapes, network.shapes, f'the weights in {path}')
+    return _placed(source.tensors, network, abstract)
+
+
+def _placed(tensors: kinds.Tensors, network: Network, abstract: dict) -> dict:
+    """Every process reads what its own devices hold."""
+    return place(LM_RULES, tensors, network.shapes, on_devices(abstract, np.float32))
 
 
 def adapters(directory: str, config: LMConfig, network: AdaptedNetwork, seed: int) -> Start:

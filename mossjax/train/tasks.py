@@ -10,10 +10,10 @@ from pathlib import Path
 
 import jax
 
-from mossjax.convert.directories import read_json
 from mossjax.data.builder import open_rows
 from mossjax.data.pipeline import RowBatches
 from mossjax.errors import InputError
+from mossjax.files import read_json
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.text import TextTokenizer
 from mossjax.nn.lora import Lora

@@ -182,12 +182,11 @@ class TokenizerTask:
         if book is None:
             shape = (self.config.codes, self.config.d)
             book = quantizer.from_codes(0.02 * jax.random.normal(jax.random.key(0), shape))
-        kept = min(self.warmup, self.remembered) * ROWS_PER_STEP
-        return {
-            'codebook': book,
-            'step': jnp.zeros((), jnp.int32),
-            'recent': jnp.zeros((kept, self.config.d), jnp.float32),
-        }
+        extra = {'codebook': book, 'step': jnp.zeros((), jnp.int32)}
+        if self.warmup:
+            kept = min(self.warmup, self.remembered) * ROWS_PER_STEP
+            extra['recent'] = jnp.zeros((kept, self.config.d), jnp.float32)
+        return extra
 
     def loss(self, params: dict, extra: dict, batch: dict, key: jax.Array):
         """(loss, (metrics, new extra))."""
@@ -222,8 +221,9 @@ class TokenizerTask:
         new = {
             'codebook': jax.tree.map(lambda a, b: jnp.where(on, a, b), followed, book),
             'step': extra['step'] + 1,
-            'recent': self._remember(extra, p, mask, keys[3]),
         }
+        if self.warmup:
+            new['recent'] = self._remember(extra, p, mask, keys[3])
         return total, (metrics, jax.lax.stop_gradient(new))
 
     def _started(self, extra: dict, key: jax.Array) -> Codebook:
@@ -241,8 +241,6 @@ class TokenizerTask:
     def _remember(self, extra: dict, p: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
         """A ring of random vectors of the last steps, written only during the warm-up."""
         recent = extra['recent']
-        if not self.warmup:
-            return recent
         rows, _ = quantizer.draw_rows(key, mask, ROWS_PER_STEP)
         new = p.reshape(-1, p.shape[-1])[rows].astype(jnp.float32)
         at = extra['step'] * ROWS_PER_STEP % recent.shape[0]

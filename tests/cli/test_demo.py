@@ -139,6 +139,17 @@ def test_the_table_is_printed_and_low_scores_alone_are_no_error(
     assert run('--assets', assets, '--out', tmp_path, '--questions', 2) == 0
 
 
+def test_int8_says_how_far_it_moves(finished, assets, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, 'tour', lambda *args: finished.tour)
+    assert run('--assets', assets, '--out', tmp_path, '--questions', 2, '--int8') == 0
+    content = json.loads((tmp_path / 'demo.json').read_text())
+    found = {head['head']: head for head in content['int8']}
+    assert found.keys() == {'text', 'audio'}
+    for head in found.values():
+        assert head['rows'] > 0 and 0 < head['kl'] < 0.05  # it moves, by little
+    assert 'same top-1' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     'args, word',
     [

@@ -16,37 +16,13 @@ from mossjax import checkpoint
 from mossjax.convert import certificate, kinds, rules, transfer
 from mossjax.convert.lm_rules import LM_RULES
 from mossjax.convert.orbax_tensors import chunks
-from mossjax.convert.qwen3 import from_qwen3, speech_config
+from mossjax.convert.qwen3 import QwenStart, speech_config
 from mossjax.convert.safetensors_io import open_tensors, write
 from mossjax.convert.transfer import Options, convert, verify
 from mossjax.errors import InputError
-from mossjax.models.lm.model import network
 from tests.conftest import GOLDEN
-from tests.tiny_lm import tiny_config
-
-CONFIG = tiny_config()
-SHAPES = network(CONFIG).shapes
-
-
-def random_tensors(shapes, rng) -> dict:
-    return {
-        name: rng.integers(0, 2**16, shape, dtype=np.uint16).view(ml_dtypes.bfloat16)
-        for name, shape in shapes.items()
-    }
-
-
-@pytest.fixture
-def source(tmp_path, rng):
-    """A language model directory in several shards, with companions."""
-    directory = tmp_path / 'source'
-    directory.mkdir()
-    tensors = random_tensors(rules.expected_tensors(LM_RULES, SHAPES), rng)
-    write(directory / 'model.safetensors', tensors, shard_bytes=20_000)
-    content = {**CONFIG.to_hf(), 'dtype': 'bfloat16', 'auto_map': {'AutoModel': 'evil.Model'}}
-    (directory / 'config.json').write_text(json.dumps(content))
-    (directory / 'tokenizer.json').write_text('{"a": "b"}')
-    (directory / 'evil.py').write_text('raise RuntimeError("remote code was run")')
-    return directory
+from tests.convert.conftest import CONFIG, SHAPES, random_tensors
+from tests.tiny_lm import start_params
 
 
 def assert_same_tensors(a, b):
@@ -230,11 +206,11 @@ def qwen(tmp_path, rng):
 
 
 def test_start_from_qwen3(tmp_path, qwen):
-    """The parameters of `from_qwen3`; the text side comes back as the Qwen3 it was."""
+    """The parameters of a `QwenStart`; the text side comes back as the Qwen3 it was."""
     paper = convert(kinds.open_source(qwen, CHANGES), tmp_path / 'orbax')
     assert paper['made']['choices']['audio_branch'] == 'copy of text_branch'
     config = speech_config(QWEN, CHANGES)
-    want = from_qwen3(QWEN, open_tensors(qwen), config, jax.random.key(0))
+    want = start_params(QwenStart(QWEN, open_tensors(qwen), config, 0), config)
     got = kinds.open_source(tmp_path / 'orbax')
     have = rules.to_params(LM_RULES, got.tensors.read, SHAPES)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(
@@ -289,37 +265,6 @@ def test_other_architectures_are_refused_by_name(tmp_path, rng):
     (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="model_type is 'llama'"):
         kinds.open_source(tmp_path)
-
-
-def test_a_small_disk_is_seen_before_anything_is_written(tmp_path, source, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(transfer.shutil, 'disk_usage', lambda p: usage._replace(free=1000))
-    with pytest.raises(InputError, match='GB are needed, 0.0 GB are free'):
-        convert(kinds.open_source(source), tmp_path / 'out')
-    assert [p.name for p in tmp_path.iterdir()] == ['source']
-
-
-def test_a_full_target_is_left_alone(tmp_path, source):
-    (tmp_path / 'out').mkdir()
-    (tmp_path / 'out' / 'precious').write_text('x')
-    with pytest.raises(InputError, match='not empty'):
-        convert(kinds.open_source(source), tmp_path / 'out')
-    assert [p.name for p in (tmp_path / 'out').iterdir()] == ['precious']
-
-
-def test_a_disk_that_returns_other_bytes_is_noticed(tmp_path, source, monkeypatch):
-    """Nothing is kept of a conversion whose tensors do not come back."""
-    wrong = 'model.text_norm.weight'
-    read = transfer.OrbaxTensors.read
-
-    def lying(self, name):
-        tensor = read(self, name)
-        return np.roll(tensor, 1) if name == wrong else tensor
-
-    monkeypatch.setattr(transfer.OrbaxTensors, 'read', lying)
-    with pytest.raises(InputError, match=wrong):
-        convert(kinds.open_source(source), tmp_path / 'out')
-    assert [p.name for p in tmp_path.iterdir()] == ['source']
 
 
 def test_pieces_fit_shards():

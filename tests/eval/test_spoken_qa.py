@@ -33,6 +33,17 @@ def test_text_counts_words_only():
         spoken_qa.text_row('text', ['a', 'b'], ['a'])
 
 
+@pytest.mark.parametrize(
+    'text, words, found',
+    [
+        ('It is Paris.', 'paris', True), ('The answer is New York!', 'new york', True),
+        ('new in york', 'new york', False), ('parisian', 'paris', False), ('', 'paris', False),
+    ],
+)  # fmt: skip
+def test_words_are_found_in_a_reply(text, words, found):
+    assert spoken_qa.has_words(text, words) == found
+
+
 def test_table_of_a_model_that_parrots_and_of_one_that_answers(golden):
     judge = Judge(['seven', 'twelve', 'may'], ['what is zero plus three', 'tell me nine'])
     words = ['seven', 'twelve', 'may']

@@ -121,6 +121,14 @@ def test_refusals_name_the_file_and_the_remedy(tmp_path, make, message):
         audio.load(path, 16000)
 
 
+def test_headerless_samples_are_refused(tmp_path):
+    """soundfile asks for a format when a name ends so."""
+    path = tmp_path / 'samples.raw'
+    path.write_bytes(bytes(3200))
+    with pytest.raises(InputError, match='samples.raw is headerless audio'):
+        audio.load(path, 16000)
+
+
 def test_a_file_that_breaks_off_is_refused(tmp_path, golden):
     whole = golden('audio/prompt_en_1s.flac').read_bytes()
     path = tmp_path / 'cut.flac'

@@ -80,7 +80,8 @@ def test_row_keys_do_not_depend_on_the_batch():
 
 
 def test_settings_from_generation_config():
-    assert Settings.of({}) == sampling.INTERFACE
+    assert Settings.of({}) == Settings()
+    assert Settings.of({'temperature': 0, 'do_sample': False}).text == Settings().text
     found = Settings.of(
         {
             'temperature': 0.5, 'top_p': 0.8, 'max_new_tokens': 9, 'do_sample': False,
@@ -103,6 +104,10 @@ def test_settings_from_generation_config():
         ({'max_new_tokens': 0}, 'max_new_tokens'),
         ({'min_new_tokens': 600}, 'min_new_tokens'),
         ({'layers': [{}]}, 'layers'),
+        ({'layers': 5}, 'layers'),
+        ({'temperature': 'hot'}, "temperature .*'hot', not a number"),
+        ({'top_k': 2.5}, 'top_k .*2.5, not a whole number'),
+        ({'max_new_tokens': True}, 'max_new_tokens'),
     ],
 )
 def test_settings_out_of_range_are_refused(config, word):

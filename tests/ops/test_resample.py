@@ -19,7 +19,7 @@ def test_equals_torchaudio(golden, source, target):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('source, target', PAIRS)
+@pytest.mark.parametrize('source, target', [*PAIRS, (44099, 16000), (11127, 24000)])
 def test_a_tone_stays_the_same_tone(source, target):
     hz = 1000.0
     wav = np.sin(2 * np.pi * hz * np.arange(source // 4) / source)
@@ -51,7 +51,7 @@ def test_same_rate_changes_nothing(rng):
     np.testing.assert_array_equal(resample(wav, 16000, 16000), wav)
 
 
-@pytest.mark.parametrize('source, target', [(44099, 16000), (0, 16000), (16000, -1)])
-def test_refuses_rates_that_no_small_kernel_reaches(source, target):
+@pytest.mark.parametrize('source, target', [(0, 16000), (16000, -1)])
+def test_refuses_rates_that_are_none(source, target):
     with pytest.raises(InputError, match=f'{source} Hz'):
         resample(np.zeros(10), source, target)

@@ -14,7 +14,8 @@ from transformers.models.qwen3 import modeling_qwen3 as hf
 from mossjax.convert import kinds, peft, rules
 from mossjax.convert.directories import save_lm
 from mossjax.convert.placement import open_lm
-from mossjax.convert.qwen3 import open_qwen3, text_name
+from mossjax.convert.qwen3 import open_start, text_name
+from mossjax.convert.reference import speech_model
 from mossjax.convert.transfer import convert
 from mossjax.models.lm.cache import Cache
 from mossjax.models.lm.matrices import matrix
@@ -23,7 +24,7 @@ from mossjax.nn.lora import Lora, adapt, attach
 from mossjax.ops import norms, rope
 from mossjax.ops.attention import Mask
 from mossjax.ops.losses import cross_entropy
-from tests.tiny_lm import SPEECH, close, tiny_config, tiny_grid, tiny_params
+from tests.tiny_lm import SPEECH, close, start_params, tiny_config, tiny_grid, tiny_params
 
 
 def qwen_config(config, **changes) -> Qwen3Config:
@@ -43,53 +44,13 @@ def qwen_config(config, **changes) -> Qwen3Config:
     return qwen
 
 
-class Stack(torch.nn.Module):
-    def __init__(self, qwen, layers):
-        super().__init__()
-        self.layers = torch.nn.ModuleList(
-            [hf.Qwen3DecoderLayer(qwen, layer_idx=i) for i in range(layers)]
-        )
-
-    def forward(self, x, mask, rotation):
-        for layer in self.layers:
-            x = layer(x, attention_mask=mask, position_embeddings=rotation)
-        return x
-
-
-class Reference(torch.nn.Module):
-    """Trunk, two branches on its un-normalised output, two norms, two heads."""
-
-    def __init__(self, config):
-        super().__init__()
-        qwen = qwen_config(config)
-        d, eps = config.hidden_size, config.rms_norm_eps
-        self.model = torch.nn.Module()
-        self.model.embed_tokens = torch.nn.Embedding(config.vocab_size, d)
-        self.model.audio_embed = torch.nn.Embedding(config.audio_vocab_size, d)
-        self.model.shared_block = Stack(qwen, config.num_shared_layers)
-        self.model.text_block = Stack(qwen, config.num_modality_layers)
-        self.model.audio_block = Stack(qwen, config.num_modality_layers)
-        self.model.text_norm = hf.Qwen3RMSNorm(d, eps)
-        self.model.audio_norm = hf.Qwen3RMSNorm(d, eps)
-        self.text_lm_head = torch.nn.Linear(d, config.vocab_size, bias=False)
-        self.audio_lm_head = torch.nn.Linear(d, config.audio_vocab_size, bias=False)
-        self.rotary = hf.Qwen3RotaryEmbedding(qwen)
-        generator = torch.Generator().manual_seed(0)
-        for name, weight in self.named_parameters():
-            weight.data.normal_(1.0 if 'norm' in name else 0.0, 0.25, generator=generator)
-
-    @torch.no_grad()
-    def forward(self, tokens):
-        text, audio = tokens[..., 0], tokens[..., 1]
-        speech = (text == SPEECH)[..., None]
-        x = torch.where(speech, self.model.audio_embed(audio), self.model.embed_tokens(text))
-        t = tokens.shape[1]
-        rotation = self.rotary(x, torch.arange(t)[None])
-        mask = torch.full((t, t), torch.finfo(x.dtype).min, dtype=x.dtype).triu(1)[None, None]
-        h = self.model.shared_block(x, mask, rotation)
-        text = self.model.text_norm(self.model.text_block(h, mask, rotation))
-        audio = self.model.audio_norm(self.model.audio_block(h, mask, rotation))
-        return self.text_lm_head(text), self.audio_lm_head(audio)
+def lively_reference(config):
+    """The reference with weights large enough that every layer matters."""
+    model = speech_model(torch, hf, config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        weight.data.normal_(1.0 if 'norm' in name else 0.0, 0.25, generator=generator)
+    return model
 
 
 @pytest.fixture(scope='module')
@@ -101,7 +62,7 @@ def pair(tmp_path_factory):
     from safetensors.torch import save_file
 
     config = tiny_config()
-    reference = Reference(config).eval()
+    reference = lively_reference(config)
     directory = tmp_path_factory.mktemp('reference')
     save_file(reference.state_dict(), directory / 'model.safetensors', metadata={'format': 'pt'})
     (directory / 'config.json').write_text(json.dumps(config.to_hf()))
@@ -236,7 +197,7 @@ def test_text_side_equals_the_qwen3_it_started_from(tied, tmp_path):
     for name, weight in reference.named_parameters():
         weight.data.normal_(1.0 if 'norm' in name else 0.0, 0.25)
     reference.save_pretrained(tmp_path / 'qwen')
-    params = open_qwen3(tmp_path / 'qwen', config, jax.random.key(0))
+    params = start_params(open_start(tmp_path / 'qwen', config, jax.random.key(0)), config)
     save_lm(tmp_path / 'ours', config, params)
     config, params = open_lm(tmp_path / 'ours')
     text = np.random.default_rng(0).integers(0, SPEECH, (2, 20))

@@ -69,7 +69,8 @@ def test_split_and_join_are_inverse():
 
 @pytest.mark.parametrize(
     ('patterns', 'message'),
-    [(('trunk',), "'trunk' matches no parameter.*whole path"), (('.*',), 'nothing is left')],
+    [(('trunk',), "'trunk' matches no parameter.*whole path"), (('.*',), 'nothing is left'),
+     (('trunk/(',), 'is no regular expression')],
 )
 def test_bad_patterns_are_refused(patterns, message):
     with pytest.raises(InputError, match=message):

@@ -280,14 +280,14 @@ def test_ctc_against_enumeration():
 
 
 @pytest.mark.parametrize(
-    'make',
+    'make, said',
     [
-        lambda: objectives(ctc=1.0),
-        lambda: from_nothing(warmup=1, objectives=objectives(text=1.0))
-        and dataclasses.replace(from_nothing(), config=dataclasses.replace(TINY, codes=5000)),
-        lambda: from_nothing(objectives={}),
+        (lambda: objectives(ctc=1.0), 'phones > 0'),
+        (lambda: dataclasses.replace(from_nothing(), config=dataclasses.replace(TINY, codes=5000)),
+         'cannot start 5000 codes'),
+        (lambda: from_nothing(objectives={}), 'no objective has a weight'),
     ],
-)
-def test_refusals(make):
-    with pytest.raises(InputError):
+)  # fmt: skip
+def test_refusals(make, said):
+    with pytest.raises(InputError, match=said):
         make()

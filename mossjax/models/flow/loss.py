@@ -116,5 +116,7 @@ def _mu(model: FlowDecoder, batch: dict, key: jax.Array, context: Context):
     dropout_key = key if model.config.dropout else None
     mu = model.mu(batch['codes'], batch['code_lengths'], context, dropout_key)
     valid = model.valid(batch['codes'], batch['code_lengths'], context)
-    distance = jnp.where(valid[..., None], jnp.abs(mu - batch['mel']), 0)
+    # Padding may hold anything: what is masked only afterwards would still reach the gradient.
+    mel = jnp.where(valid[..., None], batch['mel'], 0)
+    distance = jnp.where(valid[..., None], jnp.abs(mu - mel), 0)
     return mu, masked_mean(distance, valid)

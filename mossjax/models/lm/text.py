@@ -8,6 +8,7 @@ import json
 import pathlib
 
 from mossjax.errors import InputError
+from mossjax.files import read_json
 
 IM_START, IM_END, ENDOFTEXT = '<|im_start|>', '<|im_end|>', '<|endoftext|>'
 
@@ -42,13 +43,17 @@ class TextTokenizer:
         Raises InputError if the file is missing, unreadable, or lacks a chat control token.
         """
         directory = pathlib.Path(directory)
-        spec = _read_json(directory / 'tokenizer.json')
+        spec = read_json(directory / 'tokenizer.json')
         settings = directory / 'tokenizer_config.json'
-        pad = _read_json(settings).get('pad_token') if settings.exists() else None
+        pad = read_json(settings).get('pad_token') if settings.exists() else None
         try:
             return cls(spec, pad['content'] if isinstance(pad, dict) else pad)
         except InputError as error:
             raise InputError(f'{directory / "tokenizer.json"}: {error}') from None
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(
+                f'{directory / "tokenizer.json"} is no tokenizer ({error}); copy it anew'
+            ) from error
 
     def id(self, token: str) -> int:
         """The id of one token, by its string."""
@@ -98,12 +103,3 @@ def without_control_tokens(spec: dict) -> dict:
 
 def _unknown_token(spec: dict) -> str | None:
     return spec['model'].get('unk_token')
-
-
-def _read_json(path: pathlib.Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise InputError(f'{path} is missing; copy it from the checkpoint') from None
-    except (OSError, ValueError) as error:
-        raise InputError(f'{path} cannot be read ({error}); copy it anew') from None

@@ -25,9 +25,8 @@ from mossjax.nn.linear import Embedding, LayerNorm, Linear
 from mossjax.nn.param import normal, param, scan_layers, stack
 from mossjax.ops import attention as attention_ops
 from mossjax.ops.attention import Mask
-from mossjax.ops.losses import cross_entropy
+from mossjax.ops.losses import IGNORE, cross_entropy
 
-IGNORE = -100  # text label that is not supervised
 CTC_FRAMES = 2  # CTC frames per code: 12.5 a second are fewer than the phones of fast speech
 
 # (head, hidden (b, t, d), batch, mask (b, t)) -> (loss, metrics)

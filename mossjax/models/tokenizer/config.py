@@ -103,6 +103,8 @@ class TokenizerConfig:
     def __post_init__(self):
         for name in (
             'd', 'heads', 'ffn', 'layers', 'mels', 'positions', 'pool', 'codes', 'seconds',
+            'encoder_layers', 'decoder_layers', 'decoder_heads', 'decoder_ffn', 'vocab',
+            'target_positions',
         ):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
                 raise InputError(
@@ -177,6 +179,11 @@ class TokenizerConfig:
             )
         values.setdefault('decoder_heads', values['heads'])
         values['seconds'] = preprocessor.get('chunk_length', cls.seconds)
+        if not isinstance(values['seconds'], int):
+            raise InputError(
+                f'preprocessor_config.json: chunk_length is {values["seconds"]!r}; give a positive '
+                'whole number'
+            )
         samples = values['seconds'] * mel.RATE
         if preprocessor.get('n_samples', samples) != samples:
             raise InputError(

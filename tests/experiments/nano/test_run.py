@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import time
@@ -36,7 +37,7 @@ def toy(monkeypatch):
     monkeypatch.setattr(run, '_spawn', spawn)
     monkeypatch.setattr(run, 'STAGES', {
         'last': run.Stage(stage('last'), ('left', 'right')),
-        'left': run.Stage(stage('left'), ('first',)),
+        'left': run.Stage(stage('left'), ('first',), ('left', '*.left')),
         'right': run.Stage(stage('right'), ('first',)),
         'first': run.Stage(stage('first')),
     })  # fmt: skip
@@ -55,6 +56,29 @@ def test_finished_stages_are_not_run_again(toy, tmp_path):
     run.run_stage(tmp_path, 'left', 1.0)
     run.run_all(tmp_path, 1.0)
     assert toy == ['right', 'last']
+
+
+def test_a_stage_made_anew_takes_along_what_was_made_from_it(toy, tmp_path):
+    run.run_all(tmp_path, 1.0)
+    (tmp_path / 'left').mkdir()
+    for name in ('left/step', 'codes.left', 'codes.right'):
+        (tmp_path / name).write_text('')
+    assert run.forget(tmp_path, 'left') == {'left', 'last'}
+    assert not (tmp_path / 'left').exists() and not (tmp_path / 'codes.left').exists()
+    assert (tmp_path / 'codes.right').exists()
+    del toy[:]
+    run.run_all(tmp_path, 1.0)
+    assert toy == ['left', 'last']
+
+
+def test_two_processes_never_run_one_stage(toy, tmp_path):
+    lock = tmp_path / 'logs' / 'first.lock'
+    lock.parent.mkdir()
+    with open(lock, 'w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match='stage first .* is run by another process'):
+            run.run_stage(tmp_path, 'first', 1.0)
+    run.run_stage(tmp_path, 'first', 1.0)
 
 
 def test_every_stage_needs_stages_that_exist():

@@ -91,6 +91,13 @@ def test_flow_loss_joins_the_parts(flow_model, flow_config, rng):
         lambda m, b: flow_loss(m, b, key, context=context, mu_weight=0.5)
     )(model, batch)
 
+    grads = jax.jit(jax.grad(
+        lambda m: flow_loss(m, batch, key, context=context, mu_weight=0.5)[0], allow_int=True
+    ))(model)
+    assert all(
+        np.isfinite(g).all() for g in jax.tree.leaves(grads) if g.dtype != jax.dtypes.float0
+    )
+
     clean = np.nan_to_num(mel)
     valid = np.arange(32) < 4 * lengths[:, None]
     mu = np.asarray(jax.jit(lambda m: m.mu(codes, lengths, context))(model))

@@ -71,6 +71,13 @@ def test_every_field_is_alive(field, baseline):
     assert (observe(changed) != baseline) == (field not in INERT)
 
 
+@pytest.mark.parametrize('stack', ['num_shared_layers', 'num_modality_layers'])
+def test_layer_counts_are_alive(stack, baseline):
+    """Alone they are refused: they must add up."""
+    counts = {name: getattr(tiny_config(), name) + 1 for name in ('num_hidden_layers', stack)}
+    assert observe(tiny_config(**counts)) != baseline
+
+
 def hf_content(**changes):
     """A file as upstream writes it: our fields, honoured keys and keys that do nothing."""
     content = tiny_config().to_hf()

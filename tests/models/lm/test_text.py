@@ -79,7 +79,7 @@ def test_an_unfinished_character_is_withheld():
 
 
 def test_open_reads_the_pad_token_and_refuses_by_path(tmp_path):
-    with pytest.raises(InputError, match='tokenizer.json is missing'):
+    with pytest.raises(InputError, match='tokenizer.json: no such file'):
         TextTokenizer.open(tmp_path)
     path = tmp_path / 'tokenizer.json'
     path.write_text(json.dumps(byte_level()))
@@ -90,5 +90,8 @@ def test_open_reads_the_pad_token_and_refuses_by_path(tmp_path):
     with pytest.raises(InputError, match='im_end'):
         TextTokenizer.open(tmp_path)
     path.write_text('{')
-    with pytest.raises(InputError, match='cannot be read'):
+    with pytest.raises(InputError, match='tokenizer.json: not JSON'):
+        TextTokenizer.open(tmp_path)
+    path.write_text('{"model": 5}')
+    with pytest.raises(InputError, match='tokenizer.json is no tokenizer'):
         TextTokenizer.open(tmp_path)

@@ -89,6 +89,27 @@ def test_pooled_vectors_and_all_ids(golden, small, name, rows):
     )
 
 
+def test_both_pieces_of_a_long_recording(golden, small):
+    """37 s: cut at 30 s, each piece with its own dynamic range."""
+    recorded = golden('tokenizer/small_long.npz')
+    config, model = small
+    wav = recorded['wav_i16'].astype(np.float32) / 32768
+    pieces = wav[: config.piece], wav[config.piece :]
+    first, second = (
+        np.moveaxis(mel.log_mel(np.pad(x, (0, -len(x) % 1280))[None], 128), 1, 2)[0] for x in pieces
+    )
+    np.testing.assert_allclose(first[:, :32], recorded['logmel_chunk0_head'], atol=1e-4)
+    np.testing.assert_allclose(first[:, -32:], recorded['logmel_chunk0_tail'], atol=1e-4)
+    width = min(second.shape[1], recorded['logmel_chunk1'].shape[1])
+    np.testing.assert_allclose(
+        second[:, :width], recorded['logmel_chunk1'][:, :width], atol=1e-4
+    )
+    for i, piece in enumerate((first, second)):
+        pooled = model.encoder(np.moveaxis(piece, 0, 1)[None])[0]
+        close(pooled[: -(-len(pieces[i]) // 1280)],
+              recorded['pooled'][i][: -(-len(pieces[i]) // 1280)], 1e-4)
+
+
 def test_stored_positions_are_whispers_sinusoids(small):
     # The stored ones were made from float32 angles, off by half a unit in the last place of 1500.
     config, model = small
