@@ -234,9 +234,9 @@ def find_step(directory: str | os.PathLike, step: int | None = None) -> int:
     return _find(directory, step)[1]
 
 
-def read_shapes(directory: str | os.PathLike, step: int) -> dict:
-    """Shapes and dtypes of the parameters of a step, as a nested dict."""
-    return _shapes(as_path(directory) / str(step) / 'params')
+def read_shapes(directory: str | os.PathLike, step: int, item: str = 'params') -> dict:
+    """Shapes and dtypes of the arrays of an item, as a nested dict."""
+    return _shapes(as_path(directory) / str(step) / item)
 
 
 def lay_out(

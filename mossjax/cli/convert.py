@@ -10,7 +10,7 @@ SRC holds one of
     branch, fresh speech embedding and head),
   - the speech tokenizer (config.json, preprocessor_config.json, model.safetensors),
   - an Orbax checkpoint of any of these: what this command wrote, or the workdir of a training run
-    (adapters of a LoRA run are worked into the weights).
+    of the language model (adapters of a LoRA run are worked into the weights) or of the tokenizer.
 Tensors go through memory one at a time; each is read back and compared, and certificate.json says
 what every tensor was. An interrupted conversion goes on when the same command is run again. Code
 that comes with a checkpoint is copied, never run.

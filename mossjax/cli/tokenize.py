@@ -5,7 +5,8 @@
 Takes WAV, FLAC, OGG or MP3 at any sample rate; of several channels the first is used. Writes one
 JSON line a recording, in the order given:
   {"path": "question.wav", "codes": [5, 1023, ...], "seconds": 2.31}
-All recordings are checked before the first is encoded, and the file appears when it is complete.
+The headers of all recordings are checked before the first is encoded, and the file appears when it
+is complete.
 
 Examples:
   mossjax tokenize --codec MOSS-Speech-Codec --out codes.jsonl question.wav

@@ -241,6 +241,7 @@ def stored_tensors(path: Path) -> Tensors:
 
 # -------------------------------------------------------------------------------------- Orbax
 
+TRAINED = {'codebook': ('extra', 'codebook/codes')}  # where a tokenizer run keeps it
 UNUSED = 'unused'  # .safetensors beside the steps: tensors of the file that no parameter holds
 
 
@@ -272,8 +273,12 @@ def _open_orbax(root: Path, path: Path) -> Source:
     else:
         raise InputError(f'{root}, step {step} holds a {model["kind"]!r}, which has no other form')
     listing = _listing(path) if root == path else {}
-    tensors, unused = OrbaxTensors(root, kind.rules, step, 'base/' if 'lora' in model else ''), ()
-    adapters = None
+    adapters, unused = None, ()
+    if model.get('trained'):  # by a tokenizer run: more parameters, and a codebook beside them
+        table, names = tokenizer_rules.trained_rules(model['prefix'])
+        tensors, unused = OrbaxTensors(root, table, step, beside=TRAINED), names
+    else:
+        tensors = OrbaxTensors(root, kind.rules, step, 'base/' if 'lora' in model else '')
     if 'lora' in model:
         adapters = peft.Adapters.stored(root, step, model['lora'])
         tensors = peft.Merged(tensors, kind.rules, adapters)

@@ -28,11 +28,13 @@ class OrbaxTensors:
 
     def __init__(
         self, directory: str | Path, rules: Sequence[Rule], step: int | None = None,
-        inside: str = '',
+        inside: str = '', beside: Mapping[str, tuple[str, str]] | None = None,
     ):
         """
         Args:
           inside: branch of the parameter tree that the rules speak of, e.g. 'base/'.
+          beside: {path in the rules: (item, path in it)} of arrays that a run keeps outside its
+            parameters; with it, parameters that no rule names are left alone.
 
         Raises:
           InputError: there is no checkpoint, or it has other parameters than the rules.
@@ -42,13 +44,14 @@ class OrbaxTensors:
         self._place: dict[str, tuple[Rule, tuple[int, ...]]] = {}
         self._open: dict = {}
         self.shapes, self.dtypes = {}, {}
-        self._inside = inside
+        self._inside, self._beside = inside, dict(beside or {})
         found = {
-            path.removeprefix(inside): x
-            for path, x in rules_lib.flatten(checkpoint.read_shapes(directory, self.step)).items()
+            path.removeprefix(inside): x for path, x in self._found('params').items()
             if path.startswith(inside)
         }
-        _check_names({rule.path for rule in rules}, set(found), self.path)
+        found |= {path: self._found(item)[name] for path, (item, name) in self._beside.items()}
+        wanted = {rule.path for rule in rules}
+        _check_names(wanted, wanted & set(found) if beside else set(found), self.path)
         for rule in rules:
             param = found[rule.path]
             for layer in np.ndindex(param.shape[: rule.depth]):
@@ -56,6 +59,9 @@ class OrbaxTensors:
                 self._place[name] = rule, layer
                 self.shapes[name] = rule.op.source_shape(tuple(param.shape[rule.depth :]))
                 self.dtypes[name] = np.dtype(param.dtype)
+
+    def _found(self, item: str) -> dict:
+        return rules_lib.flatten(checkpoint.read_shapes(self.path, self.step, item))
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in the checkpoint's layout, perhaps a transposed view."""
@@ -79,8 +85,8 @@ class OrbaxTensors:
 
     def _array(self, rule: Rule):
         if rule.path not in self._open:
-            path = self._inside + rule.path
-            self._open[rule.path] = checkpoint.open_array(self.path, path, self.step)
+            item, path = self._beside.get(rule.path, ('params', self._inside + rule.path))
+            self._open[rule.path] = checkpoint.open_array(self.path, path, self.step, item)
         return self._open[rule.path]
 
 

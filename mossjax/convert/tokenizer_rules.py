@@ -61,6 +61,15 @@ def tokenizer_rules(prefix: str) -> list[Rule]:
     return [*encoder_rules(prefix, 'encoder'), Rule(f'{prefix}codebook.weight', 'codebook')]
 
 
+def trained_rules(prefix: str) -> tuple[list[Rule], tuple[str, ...]]:
+    """(rules of what a training run leaves for a codec, names of tensors that ids do not need).
+
+    The position table behind the codebook is one of them: upstream's module expects it in a file.
+    """
+    name = f'{prefix}embed_positions2.weight'
+    return [*tokenizer_rules(prefix), Rule(name, 'upper/positions/table')], (name,)
+
+
 def recogniser_rules(prefix: str, decoder: str, layers: int) -> list[Rule]:
     """The training network of `models.tokenizer.asr`: encoder, upper half, text decoder.
 

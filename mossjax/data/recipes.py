@@ -22,6 +22,7 @@ import numpy as np
 from mossjax.data.manifest import Dialogue, Labels
 from mossjax.data.rows import IGNORE, Example
 from mossjax.errors import InputError
+from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.dialogue import CLEAN, Style, Turn, turn_segments
 from mossjax.models.lm.grid import GridIds, concatenate, speech_rows, text_rows
 from mossjax.models.lm.text import TextTokenizer
@@ -61,20 +62,35 @@ class Format:
             'probe': self.tokenizer.encode_plain(PROBE),
         }
 
-    def check(self, metadata: Mapping[str, Any], name: str) -> None:
-        """Raises InputError if rows were written in another format than this model reads."""
-        found, mine = metadata['config'].get('format'), self.facts()
-        if found is None:
-            raise InputError(
-                f'{name} does not say which ids it was written with; write it with '
-                "config={..., 'format': form.facts()}."
-            )
-        other = sorted(k for k in mine if found.get(k) != mine[k])
-        if other:
-            raise InputError(
-                f'{name} was written in another format ({", ".join(other)} differ); write it anew '
-                'with the tokenizer and prompts of this model.'
-            )
+
+def check_rows(
+    metadata: Mapping[str, Any], name: str, config: LMConfig, tokenizer: TextTokenizer | None
+) -> None:
+    """Refuses rows whose ids mean something else to a model; rows that do not say so pass.
+
+    Args:
+      metadata: of a row data set, with `Format.facts` as 'format' in its config.
+      tokenizer: of the model, if it is at hand.
+
+    Raises:
+      InputError: they were written for another model or tokenizer.
+    """
+    found = metadata['config'].get('format')
+    if found is None:
+        return
+    mine = {
+        'sosp': config.sosp_token_id, 'speech': config.modality_pad_token_id,
+        'filler': config.audio_pad_token_id, 'eosp': config.eosp_token_id,
+    }  # fmt: skip
+    ids = found['ids']
+    other = [f'{key} is {ids[key]}, here {v}' for key, v in mine.items() if ids[key] != v]
+    if tokenizer and found['probe'] != tokenizer.encode_plain(PROBE):
+        other.append('their text tokenizer is another')
+    if other:
+        raise InputError(
+            f'rows {name} were written for another model ({"; ".join(other)}); write them anew '
+            'with the config.json and tokenizer.json of this one'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import jax
 
 from mossjax.data.builder import open_rows
 from mossjax.data.pipeline import RowBatches
+from mossjax.data.recipes import check_rows
 from mossjax.errors import InputError
 from mossjax.files import read_json
 from mossjax.models.lm.config import LMConfig
@@ -112,6 +113,9 @@ def _language_model(config) -> Run:
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     task = lm_task(config, batches.batch)
+    tokenizer = TextTokenizer.open(config.model.tokenizer) if config.model.tokenizer else None
+    for name, source in sources.items():
+        check_rows(source.metadata, name, task.config, tokenizer)
     if task.lora is None:
         start = starts.language_model(config.init_from, task.config, task.network, config.seed)
     else:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mossjax.convert import kinds, tokenizer_rules
 from mossjax.errors import InputError
 from mossjax.models.tokenizer import asr, mel, quantizer
 from mossjax.models.tokenizer.config import TokenizerConfig
@@ -170,6 +171,15 @@ class TokenizerTask:
         return describe(lambda rngs: asr.Recogniser(
             self.config, heads, remat=self.remat, rngs=rngs
         ))
+
+    @property
+    def model(self) -> dict:
+        """What a checkpoint says of its parameters, so that it can be exported; see `kinds`."""
+        configs = dict(zip((kinds.CONFIG, kinds.PREPROCESSOR), self.config.to_hf(), strict=True))
+        return {
+            'kind': kinds.TOKENIZER, 'configs': configs, 'prefix': tokenizer_rules.PREFIXES[0],
+            'trained': True,
+        }  # fmt: skip
 
     def batch(self, step: int) -> dict:
         """The numpy batch of a step."""

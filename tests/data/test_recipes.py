@@ -12,6 +12,7 @@ from mossjax.data.manifest import Turn as ManifestTurn
 from mossjax.data.rows import IGNORE
 from mossjax.errors import InputError
 from mossjax.models.lm.dialogue import Style, SystemPrompts, Turn, build_prompt
+from tests.tiny_lm import tiny_config
 
 X = IGNORE
 # Ids of tests/data/conftest.py.
@@ -192,14 +193,22 @@ def test_turns_of_a_manifest(form):
     )
 
 
-def test_rows_of_another_format_are_refused(form):
-    facts = json.loads(json.dumps(form.facts()))
-    form.check({'config': {'format': facts}}, 'rows')
-    other = dataclasses.replace(form, ids=dataclasses.replace(form.ids, filler=29))
-    with pytest.raises(InputError, match=r'rows .* \(ids differ\)'):
-        other.check({'config': {'format': facts}}, 'rows')
-    with pytest.raises(InputError, match='does not say'):
-        form.check({'config': {}}, 'rows')
+def test_rows_of_another_model_are_refused(form):
+    facts = {'config': {'format': json.loads(json.dumps(form.facts()))}}
+    config = tiny_config(
+        vocab_size=form.ids.vocab, audio_vocab_size=form.ids.audio_vocab,
+        sosp_token_id=form.ids.sosp, modality_pad_token_id=form.ids.speech,
+        audio_pad_token_id=form.ids.filler, eosp_token_id=form.ids.eosp, eos_token_id=form.ids.eos,
+    )  # fmt: skip
+    recipes.check_rows(facts, 'a', config, form.tokenizer)
+    recipes.check_rows({'config': {}}, 'a', config, form.tokenizer)
+    other = dataclasses.replace(config, eosp_token_id=form.ids.eosp - 1)
+    with pytest.raises(InputError, match=f'rows a .*eosp is {form.ids.eosp}, here'):
+        recipes.check_rows(facts, 'a', other, None)
+    facts['config']['format']['probe'][0] += 1
+    recipes.check_rows(facts, 'a', config, None)
+    with pytest.raises(InputError, match='their text tokenizer is another'):
+        recipes.check_rows(facts, 'a', config, form.tokenizer)
 
 
 def test_bad_dialogues(form):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tokenizers
 
+from mossjax.convert import kinds
 from mossjax.convert.codec_flow import save_flow
 from mossjax.convert.codec_tokenizer import open_recogniser, open_tokenizer
+from mossjax.convert.transfer import convert
 from mossjax.data.labels import Transcripts
 from mossjax.data.manifest import Recording
 from mossjax.errors import InputError
@@ -51,7 +53,7 @@ def config(tmp_path):
     return config
 
 
-def test_texts_are_targets_and_the_run_goes_on_in_another(config, tmp_path):
+def test_texts_are_targets_and_a_run_goes_on_in_another_and_in_a_codec(config, tmp_path):
     run = tasks.make(config)
     rows = {tuple(row[row >= 0]) for row in run.task.batch(0)['text']}
     assert rows == {(2, 3, 4, 1), (5, 1), ()}
@@ -64,6 +66,11 @@ def test_texts_are_targets_and_the_run_goes_on_in_another(config, tmp_path):
     for ours, theirs in zip(again.task.init_extra({})['codebook'], state.extra['codebook'],
                             strict=True):  # fmt: skip
         np.testing.assert_array_equal(ours, theirs)
+    convert(kinds.open_source(tmp_path / 'run'), tmp_path / 'codec')
+    read, params = open_tokenizer(tmp_path / 'codec')
+    wanted = run.task.tokenizer(state.params, state.extra)
+    assert read == run.task.config
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
 
 
 @pytest.fixture

@@ -165,8 +165,8 @@ def _fixed(config: FlowConfig) -> dict[str, object]:
     }
 
 
-# Present upstream and without meaning for this network: frame rate, loss switches, two dropout
-# rates that upstream keeps equal to `dropout_rate`.
+# Present upstream and without effect here: frame rate, loss switches, dropout of positions and of
+# attention weights (training drops activations only, by `dropout_rate`).
 _IGNORED = {
     'output_type', 'input_frame_rate', 'only_mask_loss', 'encoder.positional_dropout_rate',
     'encoder.attention_dropout_rate', 'decoder.in_channels', 'decoder.n_spks',
