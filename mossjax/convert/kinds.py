@@ -282,11 +282,11 @@ def _open_orbax(root: Path, path: Path) -> Source:
     if 'lora' in model:
         adapters = peft.Adapters.stored(root, step, model['lora'])
         tensors = peft.Merged(tensors, kind.rules, adapters)
-    if (root / f'{UNUSED}.safetensors').is_file():
-        others = safetensors_io.TensorFile(root / f'{UNUSED}.safetensors')
-        tensors, unused = Together((tensors, others)), tuple(others.shapes)
     weights = sorted(p for p in (root / str(step)).rglob('*') if p.is_file())
-    weights += [root / f'{UNUSED}.safetensors'] if unused else []
+    if (root / f'{UNUSED}.safetensors').is_file():
+        weights.append(root / f'{UNUSED}.safetensors')
+        others = safetensors_io.TensorFile(weights[-1])
+        tensors, unused = Together((tensors, others)), tuple(others.shapes)
     return Source(
         path, HUGGING_FACE, kind, tensors, unused,
         weights=tuple(str(p.relative_to(path)) for p in weights), files=listing.get('files', ()),
