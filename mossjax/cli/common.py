@@ -1,6 +1,8 @@
 """What several commands need."""
 
 from collections.abc import Callable, Sequence
+import pathlib
+import sys
 import textwrap
 
 from absl import flags
@@ -41,6 +43,20 @@ def check_all(check: Callable, items: Sequence) -> list:
     shown = '\n'.join(f'  {refusal}' for refusal in refusals[:SHOWN])
     more = f'\n  and {len(refusals) - SHOWN} more' if len(refusals) > SHOWN else ''
     raise InputError(f'{len(refusals)} of {len(items)} inputs cannot be used:\n{shown}{more}')
+
+
+def let_configs_import(args: Sequence[str]) -> None:
+    """Lets the file of --config import its neighbours by the names they have in their repository.
+
+    A config of `experiments` says `from experiments...`, wherever the command is given.
+    """
+    for before, arg in zip(['', *args], args, strict=False):
+        path = arg.partition('=')[2] if arg.startswith('--config=') else arg
+        if before == '--config' or path != arg:
+            folder = pathlib.Path(path).resolve().parent
+            while (folder / '__init__.py').is_file():
+                folder = folder.parent
+            sys.path.append(str(folder))
 
 
 def config_fault(args: Sequence[str], error: Exception) -> str:

@@ -14,7 +14,7 @@ import traceback
 from absl import flags, logging
 
 from mossjax import __version__
-from mossjax.cli.common import config_fault, flag_help
+from mossjax.cli.common import config_fault, flag_help, let_configs_import
 from mossjax.errors import InputError
 from mossjax.files import FULL
 
@@ -102,6 +102,7 @@ def _guarded(module, name: str, rest: list[str]) -> int:
     # Config flags look for their overrides, --config.key=value, in sys.argv.
     sys.argv = [f'mossjax {name}', *rest]
     module.FLAGS.set_gnu_getopt(True)  # flags may also follow arguments
+    let_configs_import(rest)
     try:
         _, *args = module.FLAGS(sys.argv)
     except (flags.Error, InputError):

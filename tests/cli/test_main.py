@@ -132,3 +132,22 @@ def test_a_bug_is_not_hidden(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mossjax.cli.tokenize', _Command(ZeroDivisionError('bug')))
     with pytest.raises(ZeroDivisionError):
         cli.main(['tokenize'])
+
+
+def test_a_config_imports_its_neighbours_wherever_the_command_is_given(tmp_path):
+    package = tmp_path / 'clone' / 'trials' / 'configs'
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / '__init__.py').write_text('')
+    (package / 'common.py').write_text('STEPS = "from the neighbour"\n')
+    (package / 'mine.py').write_text(
+        'from trials.configs import common\n\n\n'
+        'def get_config():\n    raise ValueError(common.STEPS)\n'
+    )
+    code = 'import sys; from mossjax.cli import main; sys.exit(main.main(sys.argv[1:]))'
+    for given in (['--config', package / 'mine.py'], [f'--config={package / "mine.py"}']):
+        done = subprocess.run(
+            [sys.executable, '-c', code, 'train', *map(str, given), '--workdir', 'run'],
+            capture_output=True, text=True, cwd=tmp_path, timeout=60,
+        )
+        assert done.returncode == 2 and 'from the neighbour' in done.stderr

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.proofs import int8_gates
 from mossjax.convert import peft, rules
 from mossjax.convert.int8 import int8
 from mossjax.convert.placement import on_host, open_lm
@@ -102,3 +104,9 @@ def test_the_report_says_that_the_frozen_stage_left_the_text_as_it_was(nano):
     stages = json.loads((nano.root / 'report.json').read_text())['stages']
     assert stages['stage1']['text_logits_identical'] is True
     assert stages['sft']['text_accuracy']['all'] >= 0.98
+
+
+def test_the_record_of_int8_is_of_these_weights(nano):
+    """After new weights: python -m experiments.proofs.run int8_gates"""
+    record = json.loads(pathlib.Path(int8_gates.__file__).with_suffix('.json').read_text())
+    assert record['weights_sha256'] == nano.hashes() and record['all_gates_met']

@@ -1,6 +1,7 @@
 """LoRA on the finished model: adapters alone learn the four modes further; weights stay.
 
-    cd runs/nano && mossjax train --config .../configs/lora.py --workdir lora
+    cd runs/nano
+    mossjax train --config ../../experiments/nano/configs/lora.py --workdir lora
     mossjax convert --adapter lora adapter
 """
 
