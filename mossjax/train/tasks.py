@@ -54,6 +54,9 @@ class LMModel:
         path = Path(self.config) / 'config.json'
         return LMConfig.from_hf(read_json(path), where=str(path))
 
+    def open_tokenizer(self) -> TextTokenizer | None:
+        return TextTokenizer.open(self.tokenizer) if self.tokenizer else None
+
 
 @dataclasses.dataclass(frozen=True)
 class LMData:
@@ -85,9 +88,8 @@ def lm_task(config, batches: Callable[[int], dict]) -> LMTask:
     if model.attention not in ATTENTION:
         known = ', '.join(ATTENTION)
         raise InputError(f'config.model.attention is {model.attention!r}; choose one of {known}')
-    reply = None
-    if model.tokenizer:
-        tokenizer = TextTokenizer.open(model.tokenizer)
+    reply, tokenizer = None, model.open_tokenizer()
+    if tokenizer:
         reply = (tokenizer.im_start, tokenizer.encode_plain('assistant')[0])
     return LMTask(
         model.read(), batches, attend=ATTENTION[model.attention], remat=remat(model.remat),
@@ -113,7 +115,7 @@ def _language_model(config) -> Run:
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     task = lm_task(config, batches.batch)
-    tokenizer = TextTokenizer.open(config.model.tokenizer) if config.model.tokenizer else None
+    tokenizer = options(config.model, LMModel, 'model').open_tokenizer()
     for name, source in sources.items():
         check_rows(source.metadata, name, task.config, tokenizer)
     if task.lora is None:
