@@ -1,4 +1,7 @@
-"""Writing files so that nobody ever reads half of one, reading settings, room in memory."""
+"""Writing files so that nobody ever reads half of one, reading settings, room in memory.
+
+What makes a path good is in `paths`, what makes a number good in `values`.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -6,11 +9,21 @@ import errno
 import json
 import os
 import pathlib
+import shutil
+import tempfile
+import zlib
 
+from mossjax import paths, values
 from mossjax.errors import InputError
 
 # What a write says when the file system takes no more (EFBIG: a limit on the size of files).
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# ... and when it takes this one nowhere near there.
+REFUSED = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EEXIST,
+})  # fmt: skip
+MISSING = frozenset({errno.ENOENT, errno.ENXIO, errno.ENODEV})
 
 
 @contextlib.contextmanager
@@ -19,37 +32,81 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     If the block raises, the temporary file is removed and what stood at `path` is untouched. The
     folder is made if it is missing. The suffix is kept, since some writers choose the format by it.
+    A symbolic link stays one: what it points to is replaced. Into a pipe or a device, which cannot
+    be replaced, the finished file is copied.
 
     Raises:
-      InputError: the disk is full.
+      InputError: the place takes no file, or the disk is full.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+    real = pathlib.Path(os.path.realpath(path))
+    with room_for(path):
+        stream = real.exists() and not real.is_file() and not real.is_dir()
+    folder = pathlib.Path(tempfile.gettempdir()) if stream else real.parent
+    # Short, whatever the name: with a prefix of its own it could be longer than file systems take.
+    suffix = real.suffix if len(real.suffix) < 12 else ''
+    temporary = folder / f'.{zlib.crc32(os.fsencode(real)):08x}.{os.getpid()}{suffix}'
     try:
         with room_for(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             yield temporary
-            os.replace(temporary, path)
+            if stream:
+                with open(temporary, 'rb') as source, open(real, 'wb') as sink:
+                    shutil.copyfileobj(source, sink)
+            else:
+                os.replace(temporary, real)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be made either
+            temporary.unlink()
 
 
 @contextlib.contextmanager
 def room_for(path: str | os.PathLike) -> Iterator[None]:
-    """Says of a full disk what was being written.
+    """Says of a disk that takes no more, or no file at all, what was being written.
 
     Raises:
-      InputError: the block raised an error of FULL.
+      InputError: the block raised an error of the file system about its own writing.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            raise InputError(
+                f'{paths.printable(path)} cannot be written: {error.strerror}. What stood there '
+                'before is unchanged; free space or name a place on another disk, then run the '
+                'same command again'
+            ) from error
+        if error.errno not in REFUSED:
             raise
         raise InputError(
-            f'{path} cannot be written: {error.strerror}. What stood there before is unchanged; '
-            'free space or name a place on another disk, then run the same command again'
+            f'{paths.printable(path)} cannot be written: {error.strerror}; name another place or '
+            'change its permissions'
         ) from error
+
+
+def read_text(path: str | os.PathLike, limit: int = 2**28) -> str:
+    """A whole text file in UTF-8.
+
+    Raises:
+      InputError: there is none, it is larger than `limit` bytes, or not text.
+    """
+    path = pathlib.Path(path)
+    shown = paths.printable(path)
+    if path.is_dir():
+        raise InputError(f'{shown} is a folder where a file is due. Give the complete directory.')
+    if not path.exists():
+        raise InputError(f'{shown}: no such file. Give the directory that holds it, complete.')
+    try:
+        with open(path, 'rb') as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f'{shown} cannot be read: {error.strerror}') from None
+    if len(content) > limit:
+        raise InputError(f'{shown} has more than {limit} bytes; it is not what it should be')
+    try:
+        return content.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise InputError(f'{shown}: not text in UTF-8 ({error}). Download it again.') from None
 
 
 def read_json(path: str | os.PathLike) -> dict:
@@ -58,16 +115,21 @@ def read_json(path: str | os.PathLike) -> dict:
     Raises:
       InputError: the file is missing or holds something else.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f'{path}: no such file. Give the directory that holds it, complete.')
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise InputError(f'{path}: not JSON ({error}). Download it again.') from None
+    shown = paths.printable(path)
+    content = values.parse_json(read_text(path), shown)
     if not isinstance(content, dict):
-        raise InputError(f'{path}: not a JSON object. Download it again.')
+        raise InputError(f'{shown}: not a JSON object. Download it again.')
     return content
+
+
+def json_line(content: dict) -> str:
+    """One line of JSONL. Letters stay readable; bytes of names that are no text become escapes."""
+    line = json.dumps(content, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(content)
+    return line + '\n'
 
 
 def available_memory(meminfo: str | None = None) -> int | None:

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A package may import itself and what stands on an earlier line; '' is mossjax/__init__.py.
 ORDER = [
     ['', 'errors'],
+    ['values', 'paths'],
     ['files'],
     ['ops'],
     ['nn'],
@@ -192,7 +193,7 @@ def _plant(root, files):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     for name in RANK:
-        if name and name not in ('errors', 'files', 'checkpoint', '__main__'):
+        if name and name not in ('errors', 'values', 'paths', 'files', 'checkpoint', '__main__'):
             (root / ('' if name in ('experiments', 'launch') else 'mossjax') / name).mkdir(
                 parents=True, exist_ok=True
             )

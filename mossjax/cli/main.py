@@ -14,9 +14,9 @@ import traceback
 from absl import flags, logging
 
 from mossjax import __version__
-from mossjax.cli.common import config_fault, flag_help, let_configs_import
+from mossjax.cli.common import check_paths, config_fault, flag_help, let_configs_import
 from mossjax.errors import InputError
-from mossjax.files import FULL
+from mossjax.files import FULL, MISSING, REFUSED
 
 COMMANDS = {
     'demo': 'the tour: the shipped nano model answers spoken questions, a judge listens',
@@ -48,6 +48,8 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def run() -> None:
     """Entry point of the installed script."""
+    for stream in (sys.stdout, sys.stderr):  # a name of odd bytes is no reason to fail
+        stream.reconfigure(errors='backslashreplace')
     sys.exit(main(sys.argv[1:]))
 
 
@@ -89,10 +91,11 @@ def _run_command(name: str, rest: list[str]) -> int:
         return _report(f'{name}: {error}', FAILED, debug)
     except KeyboardInterrupt:
         return _report(f'{name}: interrupted', INTERRUPTED, debug)
-    except OSError as error:  # a missing permission: the machine, not the program
+    except OSError as error:  # a missing permission, a full disk: the machine, not the program
         if error.errno in FULL:
             return _report(f'{name}: {error}; free space or write elsewhere', BAD_INPUT, debug)
-        return _report(f'{name}: {error} (--debug shows where)', FAILED, debug)
+        code = BAD_INPUT if error.errno in REFUSED | MISSING else FAILED
+        return _report(f'{name}: {error} (--debug shows where)', code, debug)
 
 
 def _guarded(module, name: str, rest: list[str]) -> int:
@@ -109,6 +112,7 @@ def _guarded(module, name: str, rest: list[str]) -> int:
         raise
     except Exception as error:  # a config file is Python: it can raise anything
         raise InputError(config_fault(rest, error)) from error
+    check_paths(module.FLAGS)
     return module.main(args) or OK
 
 
