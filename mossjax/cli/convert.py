@@ -27,6 +27,8 @@ Examples:
 
 from absl import flags
 
+from mossjax import paths
+from mossjax.cli.common import READ_FILE, READ_FOLDER, path_flag
 from mossjax.errors import InputError
 
 FLAGS = flags.FlagValues()
@@ -37,15 +39,15 @@ _DTYPE = flags.DEFINE_enum(
     'dtype', '', ['', 'float32', 'bfloat16', 'float16'],
     'Store floating tensors so; by default each keeps its own.', flag_values=FLAGS,
 )  # fmt: skip
-_CONFIG = flags.DEFINE_string(
+_CONFIG = path_flag(
     'config', None, 'JSON file with keys of config.json that a start from Qwen3 is to have, e.g. '
     '{"num_modality_layers": 2}; the others are those of Qwen3 and of the released model.',
-    flag_values=FLAGS,
+    READ_FILE, FLAGS,
 )  # fmt: skip
-_COMPANIONS = flags.DEFINE_string(
+_COMPANIONS = path_flag(
     'companions', None, 'Directory with the files that belong beside the weights (tokenizer.json, '
     'generation_config.json, ...), for checkpoints of training runs, which have none.',
-    flag_values=FLAGS,
+    READ_FOLDER, FLAGS,
 )  # fmt: skip
 _TEXT_SIDE = flags.DEFINE_bool(
     'text_side', False, 'Write trunk and text branch of a language model, in either form, as a '
@@ -73,6 +75,7 @@ def main(args: list[str]) -> int | None:
         return _verify(args)
     if len(args) != 2:
         raise InputError(f'takes two directories, SRC and DST; got {len(args)} arguments')
+    args = [str(paths.folder_to_read(args[0], 'SRC')), str(_target(args[1]))]
     changes = read_json(_CONFIG.value) if _CONFIG.value else None
     source = kinds.open_source(args[0], changes)
     if _ADAPTER.value:
@@ -95,6 +98,16 @@ def main(args: list[str]) -> int | None:
     return None
 
 
+def _target(path: str):
+    """DST, on a disk: a conversion reads back what it wrote, many times, and takes it up again."""
+    if paths.in_bucket(path):
+        raise InputError(
+            f'DST {path}: conversions are written to a local folder, buckets are for training '
+            f'(extra [gcs]); convert to DIR, then: gcloud storage cp -r DIR {path}'
+        )
+    return paths.folder_to_write(path, 'DST')
+
+
 def _export_adapter(source, target: str) -> None:
     from mossjax.convert import kinds, peft, qwen3
     from mossjax.models.lm.config import LMConfig
@@ -113,6 +126,8 @@ def _verify(args: list[str]) -> int | None:
 
     if len(args) not in (1, 2):
         raise InputError('--verify takes the converted directory and, if wanted, its source')
+    names = ('DIR', 'SRC')[: len(args)]
+    args = [str(paths.folder_to_read(arg, n)) for arg, n in zip(args, names, strict=True)]
     faults, logits = transfer.verify(*args, progress=progress_bar), None
     if len(args) == 2 and not faults:
         logits = transfer.compare_logits(*args)

@@ -23,20 +23,21 @@ import pathlib
 
 from absl import flags
 
+from mossjax.cli.common import READ_FOLDER, WRITE_FOLDER, path_flag
 from mossjax.errors import InputError
 
 FLAGS = flags.FlagValues()
-_OUT = flags.DEFINE_string(
+_OUT = path_flag(
     'out', 'demo-output', 'Folder to write to; files of the same names are replaced.',
-    flag_values=FLAGS,
+    WRITE_FOLDER, FLAGS,
 )
 _QUESTIONS = flags.DEFINE_integer(
     'questions', None, 'Questions to ask of each kind of fact instead of all. With fewer than 100 '
     'the gates are not judged.', flag_values=FLAGS,
 )  # fmt: skip
-_ASSETS = flags.DEFINE_string(
+_ASSETS = path_flag(
     'assets', None, 'Directory of another packed checkpoint (experiments.nano.ship writes one).',
-    flag_values=FLAGS,
+    READ_FOLDER, FLAGS,
 )
 _INT8 = flags.DEFINE_bool(
     'int8', False, 'Hold the language model in int8, and print how far that moves it.',
@@ -60,7 +61,7 @@ def main(args: list[str]) -> int | None:
 
     assets = Assets.open(_ASSETS.value or shipped())
     out = pathlib.Path(_OUT.value)
-    demo_files.prepare(out)
+    out.mkdir(parents=True, exist_ok=True)
     print(f'Asking the checkpoint of {assets.root}')
     with tqdm.tqdm(demo.STEPS, disable=None, leave=False) as bar:
         steps = iter(bar)

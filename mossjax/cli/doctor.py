@@ -12,10 +12,11 @@ Examples:
 
 from absl import flags
 
+from mossjax.cli.common import READ_FOLDER, path_flag
 from mossjax.errors import InputError
 
 FLAGS = flags.FlagValues()
-_WHERE = flags.DEFINE_string('disk', '.', 'Where weights would be written.', flag_values=FLAGS)
+_WHERE = path_flag('disk', '.', 'Where weights would be written.', READ_FOLDER, FLAGS)
 
 
 def main(args: list[str]) -> int | None:

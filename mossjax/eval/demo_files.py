@@ -12,7 +12,6 @@ import platform
 import numpy as np
 
 from mossjax import __version__
-from mossjax.errors import InputError
 from mossjax.eval.demo import MODES, Tour, key
 from mossjax.eval.demo_table import Line, all_met
 from mossjax.files import replacing
@@ -23,17 +22,6 @@ from mossjax.infer.chat import INPUT_RATE, OUTPUT_RATE
 # Spoken replies written as files, of each mode. The JSON has the codes of all of them.
 WAVS = {HELDOUT: 24, NEVER_SPOKEN: 8}
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'pocketsphinx', 'soundfile', 'tokenizers')
-
-
-def prepare(out: pathlib.Path) -> None:
-    """Makes the folder, before any long work.
-
-    Raises:
-      InputError: `out` is a file.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f'--out {out} is a file; name a folder')
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def write_wavs(out: pathlib.Path, tour: Tour) -> list[str | None]:

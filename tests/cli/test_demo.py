@@ -155,8 +155,8 @@ def test_int8_says_how_far_it_moves(finished, assets, tmp_path, monkeypatch, cap
     [
         (['--questions', 0], 'ask at least one'),
         (['stray'], 'stray argument'),
-        (['--assets', 'nowhere'], 'no lm/config.json'),
-        (['--out', __file__], 'is a file; name a folder'),
+        (['--assets', 'nowhere'], '--assets nowhere: no such folder'),
+        (['--out', __file__], 'is a file; give the name of a folder'),
     ],
 )
 def test_bad_calls_end_with_code_2(args, word, assets, capsys):
