@@ -60,6 +60,10 @@ setup(
         ],
         # The judge of spoken answers, and its pictures: what the demo needs.
         'eval': ['pocketsphinx>=5.1,<6', 'matplotlib'],
+        # Recordings of phones and browsers (m4a, aac, webm), and files that libsndfile cannot follow.
+        'audio': ['av>=14'],
+        # Paths in buckets, gs://...: a workdir, rows, checkpoints.
+        'gcs': ['fsspec', 'gcsfs'],
         # References for the parity tests and for `convert --verify` (logits). Name a CPU build of
         # torch first (see Makefile).
         'parity': ['torch>=2.6', 'transformers>=5,<6', 'peft>=0.15'],

@@ -95,6 +95,8 @@ def extras(find: Callable[[str], bool] | None = None) -> list[Finding]:
         for module, name, extra, why in (
             ('pocketsphinx', 'judge', 'eval', 'mossjax demo needs it'),
             ('matplotlib', 'pictures', 'eval', 'without it the demo draws none'),
+            ('av', 'more audio', 'audio', 'm4a, aac, webm and damaged recordings need it'),
+            ('gcsfs', 'buckets', 'gcs', 'gs:// needs it'),
         )
     ]  # fmt: skip
 
