@@ -2,47 +2,62 @@
 
   mossjax chat --model DIR --codec DIR (--wav FILE | --text WORDS) --reply speech --out FILE.wav
 
-The codec is needed to hear and to speak; a written answer to a written question does without.
-With neither --wav nor --text it is a dialogue: each line you type is a turn, or names a recording
-if it ends in .wav; an empty line ends it. The replies of a dialogue are numbered: out-1.wav, ...
+The codec's speech tokenizer is needed to hear, its decoder (flow/) to speak; a written answer to a
+written question does without both.
+
+With neither --wav nor --text it is a dialogue: each line is a turn, up to the end of the input or
+/quit; blank lines are skipped. On a terminal lines can be edited, and earlier ones called back.
+A line names a recording if it ends like an audio file (q.wav, 'my question.MP3', my\\ q.m4a) or is
+a path (/, ./, ~/, file://), as a file that is dropped on the window is; all else is words. The
+replies of a dialogue are numbered: out-1.wav, ... When it outgrows the model's context, its oldest
+turns are left out.
+
+Standard output holds the answers alone: written replies, or the names of the files.
 
 Examples:
   mossjax chat --model MOSS-Speech --codec MOSS-Speech-Codec --wav question.wav --out answer.wav
   mossjax chat --model MOSS-Speech --text "What is three plus four?" --reply text --greedy
+  mossjax chat --model MOSS-Speech --reply text --system "Answer in one word." < questions.txt
 """
 
-from collections.abc import Iterator
+import dataclasses
 import json
 import pathlib
-import sys
 
 from absl import flags
+import numpy as np
 
+from mossjax.cli import lines, talk
+from mossjax.cli.common import READ_FILE, READ_FOLDER, WRITE_FILE, path_flag
 from mossjax.errors import InputError
 from mossjax.files import replacing
 from mossjax.infer import audio
 
-INPUT_RATE, OUTPUT_RATE = 16000, 24000  # Hz
+OUTPUT_RATE = 24000  # Hz
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string(
+_MODEL = path_flag(
     'model', None, 'Language model directory: config.json, tokenizer.json, model.safetensors.',
-    required=True, flag_values=FLAGS,
+    READ_FOLDER, FLAGS, required=True,
 )
-_CODEC = flags.DEFINE_string(
-    'codec', None, 'Codec directory: speech tokenizer and flow decoder.', flag_values=FLAGS
+_CODEC = path_flag(
+    'codec', None, 'Codec directory: speech tokenizer (to hear) and flow decoder (to speak).',
+    READ_FOLDER, FLAGS,
 )
-_WAV = flags.DEFINE_string('wav', None, 'The question as a recording.', flag_values=FLAGS)
+_WAV = path_flag('wav', None, 'The question as a recording.', READ_FILE, FLAGS)
 _TEXT = flags.DEFINE_string('text', None, 'The question as text.', flag_values=FLAGS)
 _REPLY = flags.DEFINE_enum(
     'reply', 'speech', ['speech', 'text'], 'How to answer.', flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string(
-    'out', None, 'WAV file for a spoken answer; replaced if it exists.', flag_values=FLAGS
+_OUT = path_flag(
+    'out', None, 'WAV file for a spoken answer; replaced if it exists.', WRITE_FILE, FLAGS
 )
-_GRID = flags.DEFINE_string(
+_GRID = path_flag(
     'grid', None, 'JSON file for the token grids (rows of text id, audio id) of prompt and reply.',
-    flag_values=FLAGS,
+    WRITE_FILE, FLAGS,
+)
+_SYSTEM = flags.DEFINE_string(
+    'system', None, "The system prompt, instead of the checkpoint's own.", flag_values=FLAGS
 )
 _GREEDY = flags.DEFINE_bool(
     'greedy', False, 'Always take the likeliest token instead of drawing.', flag_values=FLAGS
@@ -52,9 +67,9 @@ _LONGEST = flags.DEFINE_integer(
     'max_new_tokens', None, 'Longest reply in grid rows, 12.5 a second of speech; the '
     "checkpoint's own limit by default.", flag_values=FLAGS,
 )  # fmt: skip
-_ADAPTER = flags.DEFINE_string(
-    'adapter', None, "Directory of a LoRA adapter in PEFT's layout to answer with.",
-    flag_values=FLAGS,
+_ADAPTER = path_flag(
+    'adapter', None, "Directory of a LoRA adapter in PEFT's layout to answer with.", READ_FOLDER,
+    FLAGS,
 )
 _INT8 = flags.DEFINE_bool(
     'int8', False, 'Hold the language model in int8, quantised while it is read: half the memory. '
@@ -72,114 +87,88 @@ def main(args: list[str]) -> int | None:
         raise InputError(f'stray argument {args[0]!r}; put a question in quotes after --text')
     if _WAV.value is not None and _TEXT.value is not None:
         raise InputError('--wav and --text are both given; ask one question')
-    if _TEXT.value is not None and not _TEXT.value.strip():
-        raise InputError('--text is empty; write a question')
+    for flag in (_TEXT, _SYSTEM):
+        if flag.value is not None:
+            lines.words(flag.value, f'--{flag.name}')
     if _REPLY.value == 'speech' and not (_CODEC.value and _OUT.value):
         raise InputError('a spoken reply needs --codec and --out; or ask with --reply text')
     if _WAV.value is not None and not _CODEC.value:
         raise InputError('--wav needs --codec to be heard')
-    for name, flag in (('out', _OUT), ('grid', _GRID)):
-        if flag.value and pathlib.Path(flag.value).is_dir():
-            raise InputError(f'--{name} {flag.value} is a folder; give the name of a file in it')
+    _check_targets()
     if _WAV.value is None and _TEXT.value is None:
-        return _converse()
-    question = _TEXT.value if _WAV.value is None else audio.load(_WAV.value, INPUT_RATE)
-    return _Partner().answer(question, _OUT.value, _GRID.value)
+        return talk.converse(_Partner, _CODEC.value)
+    question = _TEXT.value if _WAV.value is None else audio.load(_WAV.value, talk.INPUT_RATE)
+    return _Partner()(question)
+
+
+def _check_targets() -> None:
+    """What the files to write may be called; that they can be written is checked with the flags."""
+    if _OUT.value is None:
+        return
+    if pathlib.Path(_OUT.value).suffix.lower() != '.wav':
+        raise InputError(f'--out {_OUT.value}: replies are written as WAV; let it end in .wav')
+    if _REPLY.value == 'text':
+        talk.notice('--out is left alone: a written reply goes to standard output')
+    for flag in (_WAV, _GRID):
+        if flag.value and pathlib.Path(flag.value).resolve() == pathlib.Path(_OUT.value).resolve():
+            raise InputError(f'--out {_OUT.value} is also --{flag.name}; give another name')
 
 
 class _Partner:
-    """A chat with its dialogue so far; answers are shown and written as the flags say."""
+    """A dialogue as the flags say: called with a question, it shows and writes the answer."""
 
     def __init__(self):
         from mossjax.convert.int8 import int8
         from mossjax.infer.chat import Chat
+        from mossjax.infer.dialogue import Dialogue
         from mossjax.models.lm import dialogue, machine
 
         rules, style = {
             'clean': (machine.CLEAN, dialogue.CLEAN),
             'upstream': (machine.UPSTREAM, dialogue.UPSTREAM),
         }[_RULES.value]
-        put = int8('bfloat16') if _INT8.value else None
-        self.chat = Chat.open(
-            _MODEL.value, _CODEC.value, rules=rules, style=style, put=put,
-            adapter=_ADAPTER.value,
+        chat = Chat.open(
+            _MODEL.value, _CODEC.value, hears=_TEXT.value is None,
+            speaks=_REPLY.value == 'speech', longest=_LONGEST.value, rules=rules, style=style,
+            put=int8('bfloat16') if _INT8.value else None, adapter=_ADAPTER.value,
         )
-        self.settings = self.chat.settings
         if _GREEDY.value:
-            self.settings = self.settings.greedy()
-        if _LONGEST.value is not None:
-            self.settings = self.settings.at_most(_LONGEST.value)
-        self.turns = []
-
-    def answer(self, question, out: str | None, grid: str | None) -> int:
-        """Asks, shows and writes; returns the exit code."""
-        from mossjax.models.lm.dialogue import Turn
-
+            chat = dataclasses.replace(chat, settings=chat.settings.greedy())
         kind = {'speech': 'audio', 'text': 'text'}[_REPLY.value]
-        asked = [*self.turns, Turn('user', question)]
-        reply = self.chat.reply(asked, kind, self.settings, _SEED.value)
-        self.turns = [*asked, reply.turn]
-        if grid:
-            content = {
-                'prompt': reply.prompt.tolist(), 'grid': reply.grid.tolist(), 'text': reply.text,
-                'codes': reply.codes.tolist(), 'reason': reply.reason,
-            }  # fmt: skip
-            with replacing(grid) as temporary:
-                temporary.write_text(json.dumps(content, ensure_ascii=False) + '\n', 'utf-8')
-        if kind == 'text':
-            print(reply.text)
+        self.dialogue = Dialogue(chat, kind, system=_SYSTEM.value, say=talk.notice)
+
+    def __call__(self, question: str | np.ndarray, number: int | None = None) -> int:
+        """Answers; `number` is that of the reply in a dialogue. Returns the exit code."""
+        reply = self.dialogue.ask(question, _SEED.value)
+        if _GRID.value:
+            _write_grid(_numbered(_GRID.value, number), reply)
+        if _REPLY.value == 'text':
+            print(reply.text, flush=True)
         elif reply.wav is None:
             return 1  # the chat has said so
         else:
+            out = _numbered(_OUT.value, number)
             audio.save(out, reply.wav, OUTPUT_RATE)
-            cut = ', cut at the length limit' if reply.reason == 'length' else ''
-            print(f'{out}: {len(reply.wav) / OUTPUT_RATE:.2f} s{cut}')
+            print(f'{out}: {len(reply.wav) / OUTPUT_RATE:.2f} s', flush=True)
+        if reply.reason == 'length':
+            talk.notice(
+                f'the reply was cut at its limit of {len(reply.grid)} rows; --max_new_tokens sets '
+                'another'
+            )
         return 0
 
 
-def _converse() -> int:
-    partner = None
-    for number, line in enumerate(_lines(), 1):
-        try:
-            question = _question(line)
-        except InputError as error:
-            if not sys.stdin.isatty():
-                raise
-            print(f'mossjax chat: {error}')  # a slip of the hand does not end a dialogue
-            continue
-        partner = partner or _Partner()
-        code = partner.answer(
-            question, _numbered(_OUT.value, number), _numbered(_GRID.value, number)
-        )
-        if code:
-            return code
-    return 0
+def _write_grid(path: str, reply) -> None:
+    content = {
+        'prompt': reply.prompt.tolist(), 'grid': reply.grid.tolist(), 'text': reply.text,
+        'codes': reply.codes.tolist(), 'reason': reply.reason,
+    }  # fmt: skip
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False) + '\n', 'utf-8')
 
 
-def _question(line: str):
-    """The words, or the samples of the recording that is named."""
-    if not line.lower().endswith('.wav'):
-        return line
-    if not _CODEC.value:
-        raise InputError(f'{line} needs --codec to be heard')
-    return audio.load(line, INPUT_RATE)
-
-
-def _lines() -> Iterator[str]:
-    """What is typed, until an empty line or the end of the input."""
-    while True:
-        try:
-            line = input('you> ').strip()
-        except EOFError:
-            return
-        if not line:
-            return
-        yield line
-
-
-def _numbered(path: str | None, number: int) -> str | None:
-    """out.wav -> out-1.wav"""
-    if path is None:
-        return None
-    path = pathlib.Path(path)
-    return str(path.with_stem(f'{path.stem}-{number}'))
+def _numbered(path: str, number: int | None) -> str:
+    """out.wav -> out-1.wav in a dialogue, as it is outside."""
+    if number is None:
+        return path
+    return str(pathlib.Path(path).with_stem(f'{pathlib.Path(path).stem}-{number}'))

@@ -20,7 +20,8 @@ from mossjax.convert import peft
 from mossjax.convert.placement import Put, open_lm
 from mossjax.errors import InputError
 from mossjax.files import read_json
-from mossjax.infer.generate import Generation, Generator
+from mossjax.infer import generation_config
+from mossjax.infer.generate import Generation, Generator, room
 from mossjax.infer.sampling import Settings, row_keys
 from mossjax.models.lm import dialogue, machine
 from mossjax.models.lm.config import LMConfig
@@ -72,6 +73,8 @@ class Chat:
       decode: list of codes -> list of (w,) 24 kHz waveforms, or None (replies have no wav then).
       style: how prompts are built.
       settings: how replies are drawn unless a call says otherwise.
+      longest: a limit of replies that somebody asked for, in grid rows; `settings` has it too.
+        Without one, the limit of `settings` shrinks to what a prompt leaves of the positions.
     """
 
     generator: Generator
@@ -81,11 +84,13 @@ class Chat:
     decode: Callable[[list[np.ndarray]], list[np.ndarray]] | None
     style: Style
     settings: Settings
+    longest: int | None = None
 
     @classmethod
     def open(
-        cls, model_dir, codec_dir=None, *, rules: Rules = machine.CLEAN,
-        style: Style = dialogue.CLEAN, put: Put | None = None, adapter=None,
+        cls, model_dir, codec_dir=None, *, hears: bool = True, speaks: bool = True,
+        longest: int | None = None, rules: Rules = machine.CLEAN, style: Style = dialogue.CLEAN,
+        put: Put | None = None, adapter=None,
     ) -> 'Chat':
         """Reads a model directory and, if given, a codec directory.
 
@@ -93,6 +98,9 @@ class Chat:
         prompts built the clean way, the system prompts.
 
         Args:
+          hears, speaks: which halves of the codec are opened, the speech tokenizer and the flow
+            decoder. A codec may lack the half that is not.
+          longest: limit of replies in grid rows instead of the checkpoint's own.
           rules, style: machine.UPSTREAM and dialogue.UPSTREAM reproduce upstream's code.
           put: how the language model's parameters are held, see `convert.placement`: as stored by
             default, `on_host('float32')`, `int8.int8('bfloat16')`, ...
@@ -103,11 +111,6 @@ class Chat:
         """
         model_dir = pathlib.Path(model_dir)
         text = TextTokenizer.open(model_dir)
-        path = model_dir / 'generation_config.json'
-        defaults = read_json(path) if path.exists() else {}
-        if style is dialogue.CLEAN:
-            style = dataclasses.replace(style, prompts=SystemPrompts.of(defaults))
-        settings = Settings.of(defaults)
         path = model_dir / 'config.json'
         config = LMConfig.from_hf(read_json(path), where=str(path))
         if text.size > config.vocab_size:
@@ -116,14 +119,58 @@ class Chat:
                 f'{config.vocab_size} rows for them; the files are of different checkpoints'
             )
         ids = GridIds.of(config, text)
-        encode, decode = (None, None) if codec_dir is None else open_codec(codec_dir, ids.eosp)
+        defaults = generation_config.read(model_dir, ids.stops)
+        if style is dialogue.CLEAN:
+            style = dataclasses.replace(style, prompts=SystemPrompts.of(defaults))
+        settings = Settings.of(defaults)
+        if longest is not None:
+            settings = settings.at_most(longest)
+            _check_fits(longest, config.max_position_embeddings)
+        encode, decode = None, None
+        if codec_dir is not None and (hears or speaks):
+            encode, decode = open_codec(codec_dir, ids.eosp, hears, speaks)
         config, params = open_lm(model_dir, put)
         net = network(config)
         if adapter is not None:
             adapters = peft.load(adapter, net.shapes)
             params = attach(params, adapters.tree(), adapters.lora)
         generator = Generator(net, config, ids, rules)
-        return cls(generator, jax.device_put(params), text, encode, decode, style, settings)
+        return cls(
+            generator, jax.device_put(params), text, encode, decode, style, settings, longest
+        )
+
+    @property
+    def positions(self) -> int:
+        """Rows that prompt and reply may have together."""
+        return self.generator.config.max_position_embeddings
+
+    def prompt(self, turns: Sequence[Turn], reply: str = 'audio') -> np.ndarray:
+        """The rows int32 (p, 2) that the model reads of a dialogue in text and codes.
+
+        Raises:
+          InputError: see `dialogue.build_prompt`.
+        """
+        return dialogue.build_prompt(turns, reply, self.text, self.generator.ids, self.style)
+
+    def settings_for(self, prompt: int) -> Settings:
+        """The settings, with a limit that a prompt of that many rows leaves room for.
+
+        Raises:
+          InputError: there is no room at all; that `longest` has none is left to the generator.
+        """
+        if self.longest is not None:
+            return self.settings
+        return self.settings.at_most(room(prompt, self.settings.max_new_tokens, self.positions))
+
+    def hear(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The codes (n,) of each 16 kHz waveform (w,).
+
+        Raises:
+          InputError: no speech tokenizer was opened.
+        """
+        if self.encode is None:
+            raise InputError('a turn holds a waveform, but no codec was opened; give its directory')
+        return self.encode([np.asarray(wav, np.float32) for wav in waves])
 
     def reply(
         self, turns: Sequence[Turn], reply: str = 'audio', settings: Settings | None = None,
@@ -145,22 +192,18 @@ class Chat:
           dialogues: lists of turns; content is text, codes (integers) or a 16 kHz waveform
             (floats).
           reply: 'audio' or 'text', for all of them.
-          settings: how to draw and how long, `self.settings` by default.
+          settings: how to draw and how long; `settings_for` the longest prompt by default.
           seed: of the random draws.
 
         Raises:
           InputError: a bad dialogue, a waveform without a codec, or more rows than fit.
         """
-        ids = self.generator.ids
-        prompts = [
-            dialogue.build_prompt(turns, reply, self.text, ids, self.style)
-            for turns in self._listen(dialogues)
-        ]
+        prompts = [self.prompt(turns, reply) for turns in self._listen(dialogues)]
+        settings = settings or self.settings_for(max(map(len, prompts), default=0))
         # Codes are all that is wanted of a spoken reply; a written one must not start to speak.
         allowed = [reply == 'audio'] * len(prompts)
-        made = self.generator(
-            self.params, prompts, settings or self.settings, row_keys(seed, len(prompts)), allowed
-        )
+        keys = row_keys(seed, len(prompts))
+        made = self.generator(self.params, prompts, settings, keys, allowed)
         return self._speak(
             [self._read(p, generation, reply) for p, generation in zip(prompts, made, strict=True)]
         )
@@ -169,9 +212,7 @@ class Chat:
         """The same dialogues with waveforms replaced by codes, all encoded together."""
         turns = [turn for turns in dialogues for turn in turns]
         spoken = [turn for turn in turns if _is_waveform(turn.content)]
-        if spoken and self.encode is None:
-            raise InputError('a turn holds a waveform, but no codec was opened; give its directory')
-        codes = self.encode([np.asarray(t.content, np.float32) for t in spoken]) if spoken else []
+        codes = self.hear([turn.content for turn in spoken]) if spoken else []
         heard = {id(turn): code for turn, code in zip(spoken, codes, strict=True)}
         return [
             [Turn(t.role, heard[id(t)]) if id(t) in heard else t for t in turns]
@@ -197,8 +238,13 @@ class Chat:
         return replies
 
 
-def open_codec(codec_dir, codes: int) -> tuple[Callable, Callable]:
+def open_codec(
+    codec_dir, codes: int, hears: bool = True, speaks: bool = True
+) -> tuple[Callable | None, Callable | None]:
     """(encode, decode) of a codec directory, see `Chat`, for a model that knows `codes` codes.
+
+    Args:
+      hears, speaks: which of them are opened; the other is None.
 
     Raises:
       InputError: files missing or damaged, or a codec with other codes.
@@ -206,15 +252,30 @@ def open_codec(codec_dir, codes: int) -> tuple[Callable, Callable]:
     from mossjax.infer.speech_decoder import SpeechDecoder
     from mossjax.infer.speech_tokenizer import SpeechTokenizer
 
-    tokenizer, decoder = SpeechTokenizer.open(codec_dir), SpeechDecoder.open(codec_dir)
-    # A flow decoder may have rows to spare, a tokenizer may not say what the model cannot read.
-    if tokenizer.config.codes > codes or decoder.config.vocab_size < codes:
+    if speaks and not (pathlib.Path(codec_dir) / 'flow').is_dir():
         raise InputError(
-            f'{codec_dir}: the speech tokenizer has {tokenizer.config.codes} codes, the decoder '
-            f'{decoder.config.vocab_size}, the language model {codes}; take the codec it was '
-            'trained with'
+            f'{codec_dir} has no folder flow/, the decoder that spoken replies need; a codec whose '
+            'training left it out can hear, for written replies'
         )
-    return tokenizer.encode, decoder.decode_many
+    tokenizer = SpeechTokenizer.open(codec_dir) if hears else None
+    decoder = SpeechDecoder.open(codec_dir) if speaks else None
+    # A flow decoder may have rows to spare, a tokenizer may not say what the model cannot read.
+    heard, spoken = tokenizer and tokenizer.config.codes, decoder and decoder.config.vocab_size
+    if (hears and heard > codes) or (speaks and spoken < codes):
+        sizes = f'the speech tokenizer has {heard} codes, ' * hears
+        sizes += f'the decoder {spoken}, ' * speaks
+        raise InputError(
+            f'{codec_dir}: {sizes}the language model {codes}; take the codec it was trained with'
+        )
+    return tokenizer and tokenizer.encode, decoder and decoder.decode_many
+
+
+def _check_fits(longest: int, positions: int) -> None:
+    if longest >= positions:
+        raise InputError(
+            f'max_new_tokens = {longest} leaves no room for a prompt in the {positions} positions '
+            'of the model; lower it'
+        )
 
 
 def _is_waveform(content) -> bool:

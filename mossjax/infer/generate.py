@@ -8,6 +8,8 @@ reply depends on its own prompt and key only, not on the batch it stands in (CLE
 from collections.abc import Sequence
 import dataclasses
 import functools
+import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from mossjax.models.lm.model import Hidden, LanguageModel
 from mossjax.nn.param import Network
 
 SMALLEST_BUCKET = 64  # rows
+POLL_SECONDS = 0.005
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +72,26 @@ class State:
 def bucket(n: int) -> int:
     """The next power of two, at least SMALLEST_BUCKET: few shapes, so few compilations."""
     return max(SMALLEST_BUCKET, 1 << (n - 1).bit_length())
+
+
+def room(prompt: int, wanted: int, positions: int) -> int:
+    """Rows that a reply may have: `wanted`, or what a prompt leaves of the model's positions.
+
+    What is left counts from the end of the prompt's last SMALLEST_BUCKET rows, unless nothing were
+    left then: prompts of about one length make the same shapes.
+
+    Raises:
+      InputError: the prompt leaves nothing.
+    """
+    if prompt + wanted <= positions:
+        return wanted
+    if prompt >= positions:
+        raise InputError(
+            f'a prompt of {prompt} rows (12.5 a second of speech) leaves no room for a reply in '
+            f'the {positions} positions of the model; shorten it'
+        )
+    rounded = -(-prompt // SMALLEST_BUCKET) * SMALLEST_BUCKET
+    return positions - (rounded if rounded < positions else prompt)
 
 
 def start(
@@ -193,9 +216,8 @@ class Generator:
         length, rows = self._buckets(max(map(len, prompts)), settings.max_new_tokens)
         tokens, valid = grid_lib.collate(prompts, self.ids, length)
         allowed = np.ones(len(prompts), bool) if speech_allowed is None else speech_allowed
-        made, reasons, grids = jax.device_get(
-            self._run(params, tokens, valid, settings, keys, jnp.asarray(allowed), rows=rows)
-        )
+        running = self._run(params, tokens, valid, settings, keys, jnp.asarray(allowed), rows=rows)
+        made, reasons, grids = jax.device_get(_await(running))
         return [
             Generation(grids[i, : made[i]], REASONS[reasons[i]]) for i in range(len(prompts))
         ]
@@ -233,6 +255,16 @@ class Generator:
         made = jnp.zeros((b,), jnp.int32)
         state, grid, made = jax.lax.while_loop(unfinished, step, (state, grid, made))
         return made, state.reason, grid
+
+
+def _await(arrays: Any) -> Any:
+    """The same arrays, computed. Waits in Python, where Ctrl-C ends a reply that takes long.
+
+    Once begun, the loop on the device runs to its end all the same; nobody waits for it.
+    """
+    while not all(array.is_ready() for array in jax.tree.leaves(arrays)):
+        time.sleep(POLL_SECONDS)
+    return arrays
 
 
 def _see(seen: jax.Array, ids: jax.Array, counted: jax.Array) -> jax.Array:
