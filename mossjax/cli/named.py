@@ -44,7 +44,7 @@ def recording(line: str) -> pathlib.Path | None:
         if _named(reading) and _is_file(reading):
             return paths.file_to_read(reading, 'recording')
     name, shown = readings[-1], paths.printable(line[:80])
-    if len(pieces) > 1 and all(map(_named, pieces)):
+    if len(pieces) > 1 and all(map(_named, pieces)) and any(map(_is_file, pieces)):
         raise InputError(f'{shown} names {len(pieces)} files; give one recording a line')
     if any(_START.match(p) and _AUDIO.search(p) and _is_file(p) for p in pieces):
         raise InputError(f'{shown} has a recording among words; give it a line of its own')

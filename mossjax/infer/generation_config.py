@@ -50,6 +50,7 @@ INERT = {
     'prefill_chunk_size': 'speed',
     'prompt_lookup_num_tokens': 'changes speed alone',
     'remove_invalid_values': 'scores are finite',
+    'renormalize_logits': 'what is drawn from is normalised in any case',
     'return_dict_in_generate': 'what is returned beside the reply',
     'speculation_type': 'speed',
     'target_lookbehind': 'no assistant model drafts here',

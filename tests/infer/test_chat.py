@@ -128,10 +128,23 @@ def codec_dir(golden, tmp_path_factory):
     return folder
 
 
-def test_speech_to_speech_with_a_real_codec(golden, codec_dir, tmp_path):
+def test_speech_to_speech_with_the_halves_of_a_real_codec(golden, codec_dir, tmp_path):
+    """A codec without decoder hears, one without tokenizer speaks, and both do as one."""
     config = dataclasses.replace(CONFIG, audio_vocab_size=66, eosp_token_id=64)
     write_model(tmp_path / 'm', config=config)
-    chat = Chat.open(tmp_path / 'm', codec_dir)
+    ears, mouth = tmp_path / 'ears', tmp_path / 'mouth'
+    shutil.copytree(codec_dir, ears, ignore=shutil.ignore_patterns('flow'))
+    shutil.copytree(codec_dir / 'flow', mouth / 'flow')
+    with pytest.raises(InputError, match='ears has no folder flow/, the decoder that spoken repli'):
+        Chat.open(tmp_path / 'm', ears)
+    with pytest.raises(InputError, match='mouth/config.json: no such file'):
+        Chat.open(tmp_path / 'm', mouth)
+    speaker = Chat.open(tmp_path / 'm', mouth, hears=False)
+    with pytest.raises(InputError, match='no codec was opened'):
+        speaker.hear([np.zeros(1280, np.float32)])
+    listener = Chat.open(tmp_path / 'm', ears, speaks=False)
+    assert listener.decode is None
+    chat = dataclasses.replace(listener, decode=speaker.decode)
     vectors = golden('tokenizer/small_speech_cn.npz')
     wav = (vectors['wav0_i16'] / 32768).astype(np.float32)
     reply = chat.reply([Turn('user', wav)], 'audio')
@@ -143,6 +156,25 @@ def test_speech_to_speech_with_a_real_codec(golden, codec_dir, tmp_path):
     )
 
 
-def test_a_codec_of_another_model_is_refused(model, codec_dir):
-    with pytest.raises(InputError, match='64 codes, the decoder 97, the language model 10'):
-        Chat.open(model, codec_dir)
+@pytest.mark.parametrize(
+    'halves, said',
+    [
+        ({}, 'tokenizer has 64 codes, the decoder 97, the language model 10; take'),
+        ({'speaks': False}, 'tokenizer has 64 codes, the language model 10; take'),
+    ],
+)
+def test_a_codec_of_another_model_is_refused(halves, said, model, codec_dir):
+    with pytest.raises(InputError, match=said):
+        Chat.open(model, codec_dir, **halves)
+
+
+def test_a_decoder_with_too_few_codes_is_refused(codec_dir, tmp_path):
+    config = dataclasses.replace(CONFIG, audio_vocab_size=100, eosp_token_id=98)
+    write_model(tmp_path / 'm', config=config)
+    with pytest.raises(InputError, match=': the decoder 97, the language model 98; take'):
+        Chat.open(tmp_path / 'm', codec_dir, hears=False)
+
+
+def test_no_codec_is_opened_where_none_is_needed(model, tmp_path):
+    chat = Chat.open(model, tmp_path / 'nowhere', hears=False, speaks=False)
+    assert chat.encode is None and chat.decode is None
