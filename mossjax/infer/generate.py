@@ -94,6 +94,16 @@ def room(prompt: int, wanted: int, positions: int) -> int:
     return positions - (rounded if rounded < positions else prompt)
 
 
+def computed(arrays: Any) -> Any:
+    """The same arrays, computed. Waits in Python, where Ctrl-C ends a reply that takes long.
+
+    Once begun, the loop on the device runs to its end all the same; nobody waits for it.
+    """
+    while not all(array.is_ready() for array in jax.tree.leaves(arrays)):
+        time.sleep(POLL_SECONDS)
+    return arrays
+
+
 def start(
     model: LanguageModel, tokens: jax.Array, valid: jax.Array, slots: int, rules: Rules,
     ids: GridIds,
@@ -217,7 +227,7 @@ class Generator:
         tokens, valid = grid_lib.collate(prompts, self.ids, length)
         allowed = np.ones(len(prompts), bool) if speech_allowed is None else speech_allowed
         running = self._run(params, tokens, valid, settings, keys, jnp.asarray(allowed), rows=rows)
-        made, reasons, grids = jax.device_get(_await(running))
+        made, reasons, grids = jax.device_get(computed(running))
         return [
             Generation(grids[i, : made[i]], REASONS[reasons[i]]) for i in range(len(prompts))
         ]
@@ -255,16 +265,6 @@ class Generator:
         made = jnp.zeros((b,), jnp.int32)
         state, grid, made = jax.lax.while_loop(unfinished, step, (state, grid, made))
         return made, state.reason, grid
-
-
-def _await(arrays: Any) -> Any:
-    """The same arrays, computed. Waits in Python, where Ctrl-C ends a reply that takes long.
-
-    Once begun, the loop on the device runs to its end all the same; nobody waits for it.
-    """
-    while not all(array.is_ready() for array in jax.tree.leaves(arrays)):
-        time.sleep(POLL_SECONDS)
-    return arrays
 
 
 def _see(seen: jax.Array, ids: jax.Array, counted: jax.Array) -> jax.Array:

@@ -1,7 +1,12 @@
-"""mossjax chat on a tiny random model; the codec is a stand-in."""
+"""mossjax chat on a tiny random model; the codec is a stand-in.
 
+The model has so few positions that prompts of all lengths have one shape: one program a test.
+"""
+
+import dataclasses
+import io
 import json
-import types
+import shutil
 
 import numpy as np
 import pytest
@@ -12,20 +17,47 @@ from mossjax.infer import audio
 from mossjax.infer import chat as chat_lib
 from mossjax.infer.chat import Chat
 from mossjax.models.lm.dialogue import Turn
-from tests.tiny_chat import decode, encode, write_model
+from tests.terminal import END, INTERRUPT, Terminal
+from tests.tiny_chat import CONFIG, decode, encode, write_model
+
+POSITIONS = 64
+TEXT = ('--reply', 'text', '--greedy')
 
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
     directory = tmp_path_factory.mktemp('chat') / 'model'
-    write_model(directory, do_sample=True, temperature=2.0)
+    config = dataclasses.replace(CONFIG, max_position_embeddings=POSITIONS)
+    write_model(directory, config=config, do_sample=True, temperature=2.0)
     return directory
 
 
 @pytest.fixture
-def codec(monkeypatch):
-    monkeypatch.setattr(chat_lib, 'open_codec', lambda *_: (encode, decode))
-    return 'codec'
+def codec(monkeypatch, tmp_path):
+    def halves(folder, codes, hears, speaks):
+        return hears and encode, speaks and decode
+
+    monkeypatch.setattr(chat_lib, 'open_codec', halves)
+    (tmp_path / 'codec').mkdir()
+    return tmp_path / 'codec'
+
+
+@pytest.fixture
+def pipe(monkeypatch):
+    """What is piped in."""
+
+    def give(*lines):
+        content = ''.join(f'{line}\n' for line in lines).encode(errors='surrogateescape')
+        monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(content), 'utf-8'))
+
+    return give
+
+
+@pytest.fixture
+def recording(tmp_path):
+    path = tmp_path / 'my question.wav'
+    audio.save(path, np.repeat(np.float32([0.3, 0.7, 0.1]), 1280), 16000)
+    return path
 
 
 def run(*args):
@@ -34,75 +66,237 @@ def run(*args):
     return cli.main(['chat', *map(str, args)])
 
 
+def grids(folder):
+    """The grid files of a dialogue, in order."""
+    count = len(list(folder.glob('grid-*.json')))
+    return [json.loads((folder / f'grid-{i + 1}.json').read_text()) for i in range(count)]
+
+
+def codes_in(grid):
+    rows = np.array(grid['prompt'])
+    return rows[rows[:, 0] == 13, 1].tolist()
+
+
 def test_a_written_question_answered_in_writing(model, tmp_path, capsys):
-    grid = tmp_path / 'grid.json'
-    args = ('--model', model, '--text', 'hello you', '--reply', 'text', '--greedy')
-    assert run(*args, '--grid', grid) == 0
+    grid = tmp_path / 'new' / 'grid.json'
+    args = ('--model', model, '--text', 'hello you', *TEXT, '--codec', tmp_path)  # which has none
+    assert run(*args, '--grid', grid, '--max_new_tokens', 5, '--out', tmp_path / 'a.wav') == 0
     content = json.loads(grid.read_text())
-    chat = Chat.open(model)
+    chat = Chat.open(model, longest=5)
     expected = chat.reply([Turn('user', 'hello you')], 'text', chat.settings.greedy())
     assert content['grid'] == expected.grid.tolist()
     assert content['prompt'] == expected.prompt.tolist()
-    assert (content['text'], content['reason']) == (expected.text, expected.reason)
-    assert capsys.readouterr().out == expected.text + '\n'
+    assert (content['text'], content['reason']) == (expected.text, 'length')
+    shown = capsys.readouterr()
+    assert shown.out == expected.text + '\n'
+    assert 'cut at its limit of 5 rows; --max_new_tokens sets another' in shown.err
+    assert '--out is left alone' in shown.err and not (tmp_path / 'a.wav').exists()
 
 
-def test_a_spoken_dialogue(model, codec, tmp_path, monkeypatch, capsys):
-    question = tmp_path / 'question.wav'
-    audio.save(question, np.repeat(np.float32([0.3, 0.7, 0.1]), 1280), 16000)
-    typed = iter([str(question), 'be brief', ''])
-    monkeypatch.setattr('builtins.input', lambda prompt: next(typed))
-    out = tmp_path / 'answer.wav'
-    grid = tmp_path / 'grid.json'
-    assert run('--model', model, '--codec', codec, '--out', out, '--grid', grid, '--seed', 3) == 0
-    first, second = (json.loads((tmp_path / f'grid-{i}.json').read_text()) for i in (1, 2))
+def test_a_spoken_dialogue(model, codec, tmp_path, recording, pipe, capsys):
+    pipe('', recording, '  ', '', 'be brief', '')
+    out = tmp_path / 'new' / 'answer.wav'
+    args = ('--model', model, '--codec', codec, '--out', out, '--grid', tmp_path / 'grid.json')
+    assert run(*args, '--seed', 3) == 0
+    first, second = grids(tmp_path)
     # the second prompt goes on from the first one and its codes
     said = np.array([[12, 5], *([13, c] for c in first['codes']), [13, 10]])
     answered = np.array(second['prompt'])[len(first['prompt']) - 1 :][: len(said)]
     np.testing.assert_array_equal(answered, said)
-    heard = np.array(first['prompt'])
-    np.testing.assert_array_equal(heard[heard[:, 0] == 13, 1], [3, 7, 1, 10])
-    wav = audio.load(tmp_path / 'answer-2.wav', 24000)
+    assert codes_in(first) == [3, 7, 1, 10]
+    wav = audio.load(out.with_name('answer-2.wav'), 24000)
     np.testing.assert_allclose(wav, np.clip(decode([second['codes']])[0], -1, 1), atol=1 / 32768)
-    assert 'answer-2.wav: ' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('terminal', [True, False])
-def test_a_slip_ends_a_dialogue_only_where_nobody_types(
-    model, codec, tmp_path, monkeypatch, capsys, terminal
-):
-    typed = iter(['gone.wav', 'be brief', ''])
-    monkeypatch.setattr('builtins.input', lambda prompt: next(typed))
-    monkeypatch.setattr('sys.stdin', types.SimpleNamespace(isatty=lambda: terminal))
-    args = ('--model', model, '--codec', codec, '--out', tmp_path / 'a.wav', '--seed', 3)
-    assert run(*args) == (0 if terminal else 2)
     shown = capsys.readouterr()
-    assert 'gone.wav does not exist' in (shown.out if terminal else shown.err)
-    assert (tmp_path / 'a-2.wav').exists() == terminal
+    assert shown.out.splitlines() == [
+        f'{out.with_name(f"answer-{i + 1}.wav")}: {0.08 * len(grid["codes"]):.2f} s'
+        for i, grid in enumerate((first, second))
+    ]
+    reasons = [first['reason'], second['reason']]
+    assert 'length' in reasons
+    assert shown.err.count('cut at its limit of 10 rows') == reasons.count('length')
+
+
+def test_a_long_dialogue_of_recordings_by_any_name_a_terminal_gives_them(
+    model, codec, tmp_path, recording, pipe, monkeypatch, capsys
+):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ('q.MP3', 'q.oga', 'noted', 'at home.wav'):
+        shutil.copy(recording, tmp_path / name)  # the reader looks inside
+    escaped = str(recording).replace(' ', '\\ ')
+    url = f'file://{str(recording).replace(" ", "%20")}'
+    pipe('q.MP3', 'q.oga', './noted', f"'{recording}' ", f'"{recording}"', recording, escaped, url,
+         '~/at home.wav', "'~/at home.wav'")  # fmt: skip
+    assert run('--model', model, '--codec', codec, *TEXT, '--grid', 'grid.json') == 0
+    prompts = [len(grid['prompt']) for grid in grids(tmp_path)]
+    heard = [codes_in(grid) for grid in grids(tmp_path)]
+    # what is heard stays, as long as there is room
+    assert [codes[:4] for codes in heard] == [[3, 7, 1, 10]] * 10
+    assert heard[1] == 2 * heard[0] and max(map(len, heard)) < 4 * 10
+    assert max(prompts) <= POSITIONS - 10
+    shown = capsys.readouterr()
+    assert shown.out.count('\n') == 10 and shown.err.count('outgrown the 64 positions') == 1
+
+
+@pytest.mark.parametrize('line', ['gone.wav', "'my gone.M4A'", '~/gone', 'file:///gone/q%20.mp3'])
+def test_a_slip_in_piped_input_ends_it(line, codec, tmp_path, pipe, capsys, monkeypatch):
+    """At once: the model, which is none, is not even looked at."""
+    monkeypatch.chdir(tmp_path)
+    pipe('', line, 'be brief')
+    args = ('--model', tmp_path, '--codec', codec, '--out', tmp_path / 'a.wav')
+    assert run(*args) == 2
+    shown = capsys.readouterr()
+    assert 'no such file' in shown.err and shown.out == ''
+    assert not list(tmp_path.glob('a*'))
+
+
+def test_words_that_are_no_text_are_refused(model, pipe, capsys):
+    for args in (('--text', 'caf\udce9'), ('--text', 'hello', '--system', 'caf\udce9')):
+        assert run('--model', model, *TEXT, *args) == 2
+        assert f'{args[-2]} is not text in UTF-8' in capsys.readouterr().err
+    pipe('caf\udce9')
+    assert run('--model', model, *TEXT) == 2
+    assert 'the question is not text in UTF-8' in capsys.readouterr().err
+
+
+def test_sentences_about_files_and_a_system_prompt_of_ones_own(
+    model, tmp_path, pipe, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'q.wav').touch()
+    words = ['what is a .wav file', 'is mp3 better than wav', 'Open q.wav, please.', '/ and ~']
+    pipe(*words)
+    args = ('--model', model, *TEXT, '--grid', 'grid.json', '--rules', 'upstream')
+    assert run(*args, '--system', 'speak hello you') == 0
+    assert capsys.readouterr().out.count('\n') == 4
+    for grid, sentence in zip(grids(tmp_path), words, strict=True):
+        prompt = np.array(grid['prompt'])[:, 0].tolist()
+        assert prompt[:6] == [10, 8, 3, 4, 5, 11]
+        assert list(zip(prompt, prompt[1:], strict=False)).count((10, 8)) == 1  # system turns
+        # none of the words is known; the reply opens right behind them
+        assert prompt[-5 - len(sentence.split()) :] == [
+            10, 6, *[0] * len(sentence.split()), 11, 10, 7
+        ]  # fmt: skip
+
+
+def test_a_recording_needs_a_codec(model, recording, pipe, capsys):
+    pipe(recording)
+    assert run('--model', model, *TEXT) == 2
+    assert f'{recording} needs --codec to be heard' in capsys.readouterr().err
+
+
+# The stand-in hears by itself; at its first hearing it waits to be interrupted.
+ON_A_TERMINAL = """
+import signal, sys
+from mossjax.cli.main import run
+from mossjax.infer import chat
+from tests.tiny_chat import decode, encode
+
+heard = []
+
+def listen(waves):
+    heard.append(waves)
+    if len(heard) == 1:
+        print('listening', file=sys.stderr)
+        signal.pause()
+    return encode(waves)
+
+chat.open_codec = lambda *_: (listen, decode)
+run()
+"""
+
+
+def test_a_dialogue_on_a_terminal(model, codec, tmp_path, recording):
+    args = ('chat', '--model', model, '--codec', codec, *TEXT, '--grid', tmp_path / 'grid.json')
+    with Terminal(tmp_path, ON_A_TERMINAL, *args, JAX_PLATFORMS='cpu') as terminal:
+
+        def answer(line):
+            terminal.wait_for('you> ')
+            terminal.type(f'{line}\r')
+
+        answer('')
+        assert 'Ctrl-D or /quit ends' in terminal.shown
+        answer('gone.wav')
+        terminal.wait_for('mossjax chat: recording gone.wav: no such file')
+        answer(f"'{recording}' ")
+        terminal.wait_for('listening')
+        terminal.type(INTERRUPT)
+        terminal.wait_for('mossjax chat: interrupted; the question is taken back')
+        answer(f"'{recording}' ")
+        answer('be brief')
+        answer(' '.join(['hello'] * 70))
+        terminal.wait_for('leaves no room for a reply in the 64 positions of the model')
+        terminal.wait_for('you> ')
+        terminal.type(END)
+        assert terminal.end() == 0
+        said = terminal.output.read_text()
+    first, second = grids(tmp_path)
+    assert said == f'{first["text"]}\n{second["text"]}\n'
+    assert codes_in(first) == [3, 7, 1, 10]
+    assert second['prompt'][: len(first['prompt'])] == first['prompt']
+
+
+@pytest.fixture
+def places(tmp_path, recording):
+    """Folders and files by the names that calls below give them; none is a model."""
+    for name in ('model', 'codec', 'folder', 'a.wav'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'file').touch()
+    (tmp_path / 'q.wav').touch()
+    (tmp_path / 'self.wav').symlink_to('self.wav')
+    return tmp_path
 
 
 @pytest.mark.parametrize(
     'args, word',
     [
-        (['--text', 'x', '--wav', 'y.wav'], 'both given'),
-        (['--text', ' ', '--reply', 'text'], '--text is empty'),
-        (['--text', 'x', '--out', 'a.wav'], '--codec and --out'),
-        (['--text', 'x', '--codec', 'c'], '--codec and --out'),
-        (['--wav', 'x.wav', '--reply', 'text'], '--wav needs --codec'),
-        (['--wav', 'missing.wav', '--codec', 'c', '--reply', 'text'], 'missing.wav does not exist'),
-        (['--text', 'x', '--reply', 'text', '--grid', '.'], '--grid . is a folder'),
-        (['--text', 'x', '--reply', 'text'], 'nowhere'),
+        (['--text', 'x', '--wav', 'my question.wav'], 'both given'),
+        (['--text', ' ', *TEXT], '--text is empty'),
+        (['--text', 'x', *TEXT, '--system', ''], '--system is empty'),
+        ([*TEXT, '--system', ' \t'], '--system is empty'),
+        (['--text', 'x', '--out', 'b.wav'], '--codec and --out'),
+        (['--text', 'x', '--codec', 'codec'], '--codec and --out'),
+        (['--wav', 'my question.wav', *TEXT], '--wav needs --codec'),
+        (['--wav', 'gone.wav', '--codec', 'codec', *TEXT], '--wav gone.wav: no such file'),
+        (['--wav', 'self.wav', '--codec', 'codec', *TEXT], 'a symbolic link that leads to itself'),
+        (['--wav', 'folder', '--codec', 'codec', *TEXT], '--wav folder is a folder'),
+        (['--text', 'x', *TEXT, '--grid', '.'], '--grid . is a folder'),
+        (['--text', 'x', *TEXT, '--grid', 'file/grid.json'], 'file is a file, not a folder'),
+        ([*TEXT, '--grid', 'file/more/grid.json'], 'file is a file, not a folder'),
+        (['--text', 'x', *TEXT, '--grid', 'gs://b/grid.json'], 'only local paths'),
+        (['--text', 'x', *TEXT, '--grid', '/proc/grid.json'], '/proc takes no files'),
+        (['--text', 'x', '--codec', 'codec', '--out', 'b.mp3'], '--out b.mp3: replies are writ'),
+        (['--text', 'x', '--codec', 'codec', '--out', 'b'], 'let it end in .wav'),
+        (['--codec', 'codec', '--out', 'b.FLAC'], '--out b.FLAC: replies are written as WAV'),
+        (['--text', 'x', '--codec', 'codec', '--out', 'a.wav'], '--out a.wav is a folder'),
+        (['--text', 'x', '--codec', 'codec', '--out', 'file/b.wav'], 'file is a file, not a'),
+        (['--text', 'x', '--codec', 'codec', '--out', '/proc/b.wav'], '/proc takes no files'),
+        (['--text', 'x', '--codec', 'codec', '--out', 'gs://b/b.wav'], 'only local paths'),
+        (['--wav', 'q.wav', '--codec', 'codec', '--out', 'q.wav'], '--out q.wav is also --wav'),
+        (['--text', 'x', '--codec', 'codec', '--out', 'b.wav', '--grid', 'b.wav'], 'also --grid'),
+        (['--text', 'x', *TEXT, '--codec', 'gone'], '--codec gone: no such folder'),
+        (['--text', 'x', *TEXT, '--codec', 'file'], '--codec file is a file'),
+        (['--text', 'x', *TEXT, '--adapter', 'gone'], '--adapter gone: no such folder'),
+        (['--text', 'x', *TEXT], 'model/tokenizer.json: no such file'),
         (['--text', 'x', '--reply', 'song'], 'song'),
-        (['three', '--text', 'x', '--reply', 'text'], 'stray argument'),
+        (['three', '--text', 'x', *TEXT], 'stray argument'),
     ],
 )
-def test_bad_calls_end_with_code_2(args, word, capsys):
-    assert run('--model', 'nowhere', *args) == 2
+def test_bad_calls_end_with_code_2(args, word, places, monkeypatch, capsys):
+    """Before the model is opened, which is none."""
+    monkeypatch.chdir(places)
+    before = sorted(places.rglob('*'))
+    assert run('--model', 'model', *args) == 2
     error = capsys.readouterr().err
-    assert word in error and 'Traceback' not in error
+    assert word in error and 'Traceback' not in error and error.count('mossjax chat: ') == 1
+    assert sorted(places.rglob('*')) == before
 
 
-def test_a_length_out_of_range_is_refused(model, capsys):
+@pytest.mark.parametrize(
+    'rows, word', [(0, 'max_new_tokens'), (64, 'max_new_tokens = 64 leaves no room'),
+                   (63, 'max_new_tokens = 63 exceed the 64 positions')],
+)  # fmt: skip
+def test_a_length_out_of_range_is_refused(rows, word, model, capsys):
     args = ('--model', model, '--text', 'x', '--reply', 'text')
-    assert run(*args, '--max_new_tokens', 0) == 2
-    assert 'max_new_tokens = 0' in capsys.readouterr().err
+    assert run(*args, '--max_new_tokens', rows) == 2
+    assert word in capsys.readouterr().err

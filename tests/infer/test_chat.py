@@ -1,6 +1,7 @@
 """Chat on a tiny random model written to disk, with a stand-in codec computed by hand."""
 
 import dataclasses
+import logging
 import shutil
 
 import numpy as np
@@ -173,6 +174,16 @@ def test_a_decoder_with_too_few_codes_is_refused(codec_dir, tmp_path):
     write_model(tmp_path / 'm', config=config)
     with pytest.raises(InputError, match=': the decoder 97, the language model 98; take'):
         Chat.open(tmp_path / 'm', codec_dir, hears=False)
+
+
+def test_settings_without_effect_are_warned_about_when_the_model_is_opened(tmp_path, caplog):
+    write_model(tmp_path / 'm', num_beams=3, typical_p=0.9, min_p=0.0, eos_token_id=[11, 9])
+    logging.getLogger('absl').propagate = True
+    with caplog.at_level(logging.WARNING, logger='absl'):
+        Chat.open(tmp_path / 'm')
+    (record,) = caplog.records
+    # greedy by its settings, so typical_p would do nothing anywhere
+    assert 'm/generation_config.json: num_beams has no effect here' in record.getMessage()
 
 
 def test_no_codec_is_opened_where_none_is_needed(model, tmp_path):

@@ -1,6 +1,7 @@
 """The decode loop against a plain-Python one that recomputes the whole grid at every step."""
 
 import dataclasses
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from mossjax.errors import InputError
 from mossjax.infer import sampling
-from mossjax.infer.generate import Generator, bucket
+from mossjax.infer.generate import Generator, bucket, computed
 from mossjax.infer.sampling import Channel, Settings, row_keys
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds, concatenate, speech_rows, text_rows
@@ -303,3 +304,16 @@ def test_the_released_ids_on_a_narrow_model():
     (reply,) = Generator(net, config, ids)(params, [prompt], settings, row_keys(0, 1))
     np.testing.assert_array_equal(reply.grid[:, 0], [151667] * 6)
     assert reply.grid[:5, 1].max() < 16384 and reply.grid[5, 1] == 16384
+
+
+def test_waiting_for_a_reply_can_be_interrupted():
+    class Never:
+        """A result that is not ready when Ctrl-C is typed, and never will be."""
+
+        def is_ready(self):
+            signal.raise_signal(signal.SIGINT)
+            return False
+
+    with pytest.raises(KeyboardInterrupt):
+        computed([jnp.zeros(3), Never()])
+    np.testing.assert_array_equal(computed(jnp.arange(3) + 1), [1, 2, 3])
