@@ -195,8 +195,9 @@ def _check_takes_files(folder: Path, what: str) -> None:
     if not stat.S_ISDIR(mode):
         raise InputError(f'{what}: {printable(folder)} is a file, not a folder; check the path')
     try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+        with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(PROBE_BYTES))
+            probe.flush()  # all of it: a nearly full disk takes a part without complaint
     except OSError as error:
         raise InputError(
             f'{what} cannot be written: {printable(folder)} takes no files ({reason(error)}); '

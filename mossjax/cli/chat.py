@@ -144,9 +144,7 @@ class _Partner:
             _write_grid(_numbered(_GRID.value, number), reply)
         if _REPLY.value == 'text':
             print(reply.text, flush=True)
-        elif reply.wav is None:
-            return 1  # the chat has said so
-        else:
+        elif reply.wav is not None:
             out = _numbered(_OUT.value, number)
             audio.save(out, reply.wav, OUTPUT_RATE)
             print(f'{out}: {len(reply.wav) / OUTPUT_RATE:.2f} s', flush=True)
@@ -155,7 +153,8 @@ class _Partner:
                 f'the reply was cut at its limit of {len(reply.grid)} rows; --max_new_tokens sets '
                 'another'
             )
-        return 0
+        # The chat has said so where nothing was spoken.
+        return int(_REPLY.value == 'speech' and reply.wav is None)
 
 
 def _write_grid(path: str, reply) -> None:

@@ -5,7 +5,8 @@
     reply = chat.reply(turns, 'audio', seed=0)      # reply.wav, reply.codes, reply.grid
     turns += [reply.turn, Turn('user', 'And in one word?')]
 
-Generated codes are fed back as they are, without a detour through a waveform.
+Generated codes are fed back as they are, without a detour through a waveform. A dialogue that may
+outgrow the model's positions is an `infer.dialogue.Dialogue`.
 """
 
 from collections.abc import Callable, Sequence

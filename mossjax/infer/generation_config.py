@@ -18,47 +18,32 @@ NAME = 'generation_config.json'
 CHANNEL = frozenset({'temperature', 'top_k', 'top_p', 'repetition_penalty'})
 READ = CHANNEL | {'do_sample', 'layers', 'max_new_tokens', 'min_new_tokens', 'system_prompts'}
 
-# Keys that change no reply, and why.
-INERT = {
-    '_from_model_config': 'provenance',
-    'assistant_confidence_threshold': 'no assistant model drafts here; it changes speed alone',
-    'assistant_early_exit': 'as above',
-    'assistant_ensemble_weight': 'as above',
-    'assistant_lookbehind': 'as above',
-    'bos_token_id': 'the dialogue format has no start token',
-    'cache_config': 'caching is chosen by the caller',
-    'cache_implementation': 'as above',
-    'compile_config': 'speed',
-    'continuous_batching_config': 'speed',
-    'decoder_start_token_id': 'for models with an encoder',
-    'disable_compile': 'speed',
-    'diversity_penalty': 'read with beams only, and num_beams is warned about itself',
-    'early_stopping': 'as above',
-    'is_assistant': 'no assistant model drafts here',
-    'length_penalty': 'as above',
-    'low_memory': 'speed',
-    'max_cache_len': 'caching is chosen by the caller',
-    'max_matching_ngram_size': 'of prompt lookup, which changes speed alone',
-    'num_assistant_tokens': 'no assistant model drafts here',
-    'num_assistant_tokens_schedule': 'as above',
-    'num_beam_groups': 'read with beams only',
-    'output_attentions': 'what is returned beside the reply',
-    'output_hidden_states': 'as above',
-    'output_logits': 'as above',
-    'output_scores': 'as above',
-    'pad_token_id': "the tokenizer's pad token is used",
-    'prefill_chunk_size': 'speed',
-    'prompt_lookup_num_tokens': 'changes speed alone',
-    'remove_invalid_values': 'scores are finite',
-    'renormalize_logits': 'what is drawn from is normalised in any case',
-    'return_dict_in_generate': 'what is returned beside the reply',
-    'speculation_type': 'speed',
-    'target_lookbehind': 'no assistant model drafts here',
-    'transformers_version': 'provenance',
-    'trust_remote_code': 'no code is loaded',
-    'use_cache': 'caching is chosen by the caller',
-    'use_mtp': 'speed',
-}
+# Keys that change no reply, by the reason why.
+INERT_BY_REASON = {
+    'provenance': ('_from_model_config', 'transformers_version', 'trust_remote_code'),
+    'ids that the dialogue format or the tokenizer gives': (
+        'bos_token_id', 'decoder_start_token_id', 'pad_token_id',
+    ),
+    'how a reply is computed, not what it is': (
+        'cache_config', 'cache_implementation', 'compile_config', 'continuous_batching_config',
+        'disable_compile', 'low_memory', 'max_cache_len', 'prefill_chunk_size',
+        'remove_invalid_values', 'renormalize_logits', 'use_cache', 'use_mtp',
+    ),
+    'drafts of another model or of the prompt, which change the speed alone': (
+        'assistant_confidence_threshold', 'assistant_early_exit', 'assistant_ensemble_weight',
+        'assistant_lookbehind', 'is_assistant', 'max_matching_ngram_size', 'num_assistant_tokens',
+        'num_assistant_tokens_schedule', 'prompt_lookup_num_tokens', 'speculation_type',
+        'target_lookbehind',
+    ),
+    'what is returned beside a reply': (
+        'output_attentions', 'output_hidden_states', 'output_logits', 'output_scores',
+        'return_dict_in_generate',
+    ),
+    'read with beams only, and num_beams is warned about itself': (
+        'diversity_penalty', 'early_stopping', 'length_penalty', 'num_beam_groups',
+    ),
+}  # fmt: skip
+INERT = frozenset(key for keys in INERT_BY_REASON.values() for key in keys)
 
 # Settings we do not have, at the values at which they do nothing (besides null, false and empty).
 NEUTRAL = {
@@ -104,7 +89,7 @@ def read(model_dir, stops: Collection[int]) -> dict:
 
 def ignored(content: dict, stops: Collection[int]) -> Iterator[str]:
     """Keys of a generation config that would change a reply if we honoured them."""
-    for key in sorted(set(content) - READ - set(INERT) - {'eos_token_id'}):
+    for key in sorted(set(content) - READ - INERT - {'eos_token_id'}):
         if not _neutral(key, content[key], content):
             yield key
     wanted = content.get('eos_token_id')
@@ -114,7 +99,7 @@ def ignored(content: dict, stops: Collection[int]) -> Iterator[str]:
     layers = content.get('layers')
     for i, layer in enumerate(layers if isinstance(layers, list) else []):
         own = layer if isinstance(layer, dict) else {}
-        for key in sorted(set(own) - CHANNEL - set(INERT)):
+        for key in sorted(set(own) - CHANNEL - INERT):
             if not _neutral(key, own[key], {**content, **own}):
                 yield f'layers[{i}].{key}'
 

@@ -21,6 +21,7 @@ from mossjax.checkpoint import Checkpoints
 from mossjax.cli import main as cli
 from mossjax.convert.codec_flow import flow_network, save_flow
 from mossjax.infer import audio
+from mossjax.infer.chat import Chat
 from mossjax.models.flow.config import FlowConfig
 from mossjax.train import starts, tasks
 from tests.infer.test_audio import REFUSALS
@@ -89,7 +90,8 @@ def test_recordings(make, message, sound, tmp_path, capsys):
     for call in calls:
         said = refused(capsys, *call)
         assert str(path) in said
-        assert message.split()[-1] in said  # the remedy
+        remedies = (message.split()[-1], 'a folder; give the name of a file in it')
+        assert any(remedy in said for remedy in remedies)
     assert listing(tmp_path) == before
 
 
@@ -299,10 +301,33 @@ def room_for_files_of(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_full_disk_while_an_answer_is_written(sound, tmp_path, capsys):
+def test_full_disk_where_an_answer_is_to_be_written(tmp_path, capsys):
+    """Found before the model is opened, which is none."""
     out = tmp_path / 'grid.json'
     out.write_text('before')
     with room_for_files_of(20):
+        said = refused(
+            capsys, 'chat', '--model', tmp_path, '--text', 'hello', '--reply', 'text',
+            '--grid', out,
+        )  # fmt: skip
+    assert f'--grid {out} cannot be written: {tmp_path} takes no files (File too large)' in said
+    assert 'free space' in said
+    assert out.read_text() == 'before' and list(tmp_path.iterdir()) == [out]
+
+
+def test_full_disk_while_an_answer_is_written(sound, tmp_path, capsys, monkeypatch):
+    """It fills up while the model thinks."""
+    think = Chat.reply
+
+    def reply(*args):
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, most))
+        return think(*args)
+
+    monkeypatch.setattr(Chat, 'reply', reply)
+    out = tmp_path / 'grid.json'
+    out.write_text('before')
+    with room_for_files_of(2**20):
         said = refused(
             capsys, 'chat', '--model', sound / 'lm', '--text', 'hello', '--reply', 'text',
             '--grid', out,

@@ -138,6 +138,16 @@ def test_a_long_dialogue_of_recordings_by_any_name_a_terminal_gives_them(
     assert shown.out.count('\n') == 10 and shown.err.count('outgrown the 64 positions') == 1
 
 
+def test_a_reply_that_says_nothing_does_not_end_a_dialogue(model, codec, tmp_path, pipe, capsys):
+    pipe('hello', 'you')
+    args = ('--model', model, '--codec', codec, '--out', tmp_path / 'a.wav', '--max_new_tokens', 1)
+    assert run(*args, '--grid', tmp_path / 'grid.json') == 1
+    assert [grid['grid'] for grid in grids(tmp_path)] == [[[13, 10]]] * 2
+    shown = capsys.readouterr()
+    assert shown.out == '' and shown.err.count('cut at its limit of 1 rows') == 2
+    assert not list(tmp_path.glob('a*.wav'))
+
+
 @pytest.mark.parametrize('line', ['gone.wav', "'my gone.M4A'", '~/gone', 'file:///gone/q%20.mp3'])
 def test_a_slip_in_piped_input_ends_it(line, codec, tmp_path, pipe, capsys, monkeypatch):
     """At once: the model, which is none, is not even looked at."""
