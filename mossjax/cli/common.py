@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import functools
+import os
 import pathlib
 import sys
 import textwrap
@@ -97,7 +98,7 @@ def let_configs_import(args: Sequence[str]) -> None:
     for before, arg in zip(['', *args], args, strict=False):
         path = arg.partition('=')[2] if arg.startswith('--config=') else arg
         if before == '--config' or path != arg:
-            folder = pathlib.Path(path).resolve().parent
+            folder = pathlib.Path(os.path.realpath(path)).parent  # a loop is for others to refuse
             while (folder / '__init__.py').is_file():
                 folder = folder.parent
             sys.path.append(str(folder))
