@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # A package may import itself and what stands on an earlier line; '' is mossjax/__init__.py.
 ORDER = [
-    ['', 'errors'],
+    ['', 'errors', 'exits'],
     ['values', 'paths'],
     ['files'],
     ['ops'],
@@ -39,6 +39,8 @@ REFERENCE = 'mossjax/convert/reference.py'
 LATE = {'gradio', 'grain', 'librosa', 'matplotlib', 'pocketsphinx', 'soundfile', 'sklearn',
         'tensorboardX', 'tensorflow_datasets'}
 LINES = 400
+# Parts that are a file, not a folder.
+FILES = {'errors', 'exits', 'values', 'paths', 'files', 'checkpoint', '__main__'}
 TEXT = {'', '.cfg', '.in', '.ipynb', '.json', '.jsonl', '.md', '.py', '.sh', '.toml', '.txt',
         '.yaml', '.yml'}
 FOLDERS = ['mossjax', 'experiments', 'launch', 'tests', '.ci']
@@ -193,7 +195,7 @@ def _plant(root, files):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     for name in RANK:
-        if name and name not in ('errors', 'values', 'paths', 'files', 'checkpoint', '__main__'):
+        if name and name not in FILES:
             (root / ('' if name in ('experiments', 'launch') else 'mossjax') / name).mkdir(
                 parents=True, exist_ok=True
             )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 import functools
 import os
 import pathlib
+import re
 import sys
 import textwrap
 
@@ -67,6 +68,12 @@ def flag_help(values: flags.FlagValues) -> str:
             f'{flag.help}{default}', 90, initial_indent=' ' * 6, subsequent_indent=' ' * 6
         )
     return '\n'.join(lines)
+
+
+def flag_fault(error: flags.Error) -> str:
+    """What to tell a user whose flags could not be read."""
+    text = re.sub(r'flag --(\w+)=None: .*', r'flag --\1 is required', str(error))
+    return re.sub(r'Traceback \(.*\n( .*\n)*', '', text).strip()  # of a config file
 
 
 def check_all(check: Callable, items: Sequence) -> list:

@@ -7,14 +7,19 @@ module and its line in COMMANDS. Nothing here imports jax, so help is quick.
 
 import difflib
 import importlib
-import re
 import sys
 import traceback
 
 from absl import flags, logging
 
 from mossjax import __version__
-from mossjax.cli.common import check_paths, config_fault, flag_help, let_configs_import
+from mossjax.cli.common import (
+    check_paths,
+    config_fault,
+    flag_fault,
+    flag_help,
+    let_configs_import,
+)
 from mossjax.errors import InputError
 from mossjax.files import FULL, MISSING, REFUSED
 
@@ -84,9 +89,8 @@ def _run_command(name: str, rest: list[str]) -> int:
     except InputError as error:
         return _report(f'{name}: {error}', BAD_INPUT, debug)
     except flags.Error as error:
-        text = re.sub(r'flag --(\w+)=None: .*', r'flag --\1 is required', str(error))
-        text = re.sub(r'Traceback \(.*\n( .*\n)*', '', text).strip()  # of a config file
-        return _report(f'{name}: {text}\nmossjax {name} --help lists the flags.', BAD_INPUT, debug)
+        text = f'{flag_fault(error)}\nmossjax {name} --help lists the flags.'
+        return _report(f'{name}: {text}', BAD_INPUT, debug)
     except FloatingPointError as error:  # a run that diverged, which says at which step
         return _report(f'{name}: {error}', FAILED, debug)
     except KeyboardInterrupt:

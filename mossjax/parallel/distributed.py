@@ -20,13 +20,18 @@ def start(
 ) -> None:
     """Joins all processes of the job; call it before any other use of jax.
 
-    On a TPU pod no argument is needed. The time-out is long because hosts of a restarted pod come
-    back minutes apart.
+    On a TPU pod no argument is needed, nor where JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID are set (`launch.local` sets them). The time-out is long because hosts of a
+    restarted pod come back minutes apart.
 
     Raises:
       InputError: the others were not reached in time.
     """
     try:
+        if processes is None and 'JAX_NUM_PROCESSES' in os.environ:
+            processes, process = (
+                int(os.environ.get(name, '')) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+            )
         jax.distributed.initialize(
             coordinator, processes, process, initialization_timeout=timeout_s
         )
