@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 
 from launch.command import say
@@ -47,8 +48,8 @@ class Hosts:
         self.injections = list(injections or [])
         self.grace_s, self.stopping = grace_s, False
         self._sink = sink or sys.stdout.buffer
-        self._processes: list[asyncio.subprocess.Process] = []
-        self._stop = None
+        self._processes: list[subprocess.Popen] = []
+        self._stop, self._attempts = None, 0
 
     async def attempt(self) -> tuple[list[int], list[int]]:
         """Starts all hosts and returns when none is left.
@@ -58,13 +59,13 @@ class Hosts:
           negative.
         """
         self._stop = self._stop or asyncio.Event()
+        self._attempts += 1
         port = free_port()
         self._processes = []
         tasks = []
         try:
-            for host in range(self.count):
-                self._processes.append(await self._start(host, port))
-            pumps = [asyncio.create_task(self._pump(host)) for host in range(self.count)]
+            printed = [await self._start(host, port) for host in range(self.count)]
+            pumps = [asyncio.create_task(self._pump(*each)) for each in enumerate(printed)]
             timers = [asyncio.create_task(self._timer(i)) for i in self.injections]
             tasks = [*pumps, *timers]
             ends = [asyncio.create_task(self._end(host)) for host in range(self.count)]
@@ -73,11 +74,12 @@ class Hosts:
             await self._end_rest(ends, causes)
             await asyncio.wait(pumps)
         finally:
-            for host in range(len(self._processes)):
-                self._send(host, signal.SIGKILL)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for host, process in enumerate(self._processes):
+                self._send(host, signal.SIGKILL)
+                process.wait()
         return [process.returncode for process in self._processes], causes
 
     def stop(self) -> None:
@@ -89,19 +91,38 @@ class Hosts:
         if self._stop:
             self._stop.set()
 
-    async def _start(self, host: int, port: int) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *_with_us(), *self.command,
-            env=environment(os.environ, host, self.count, self.devices, port),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT, start_new_session=True,
+    async def _start(self, host: int, port: int) -> asyncio.StreamReader:
+        """Starts a host; what it prints can be read from what is returned."""
+        # Not asyncio's subprocesses: those wait for whoever still holds the pipe, and may lose an
+        # exit code to a signal that is sent at the same time.
+        process = subprocess.Popen(
+            [*_with_us(), *self.command],
+            env=environment(
+                os.environ, host, self.count, self.devices, port, self._attempts - 1
+            ),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
         )  # fmt: skip
+        self._processes.append(process)
+        printed = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(printed), process.stdout
+        )
+        return printed
 
     async def _end(self, host: int) -> int:
         """Waits for a host; whatever it started ends with it, as in a container."""
-        code = await self._processes[host].wait()
-        self._send(host, signal.SIGKILL)
-        return code
+        process, loop = self._processes[host], asyncio.get_running_loop()
+        ended = loop.create_future()
+        watched = os.pidfd_open(process.pid)
+        loop.add_reader(watched, lambda: ended.done() or ended.set_result(None))
+        try:
+            await ended
+        finally:
+            loop.remove_reader(watched)
+            os.close(watched)
+        self._send(host, signal.SIGKILL)  # while its number is still its own
+        return process.wait()
 
     async def _watch(self, ends: list[asyncio.Task]) -> list[int]:
         """Codes of the hosts that have ended once one did not end well, or all have."""
@@ -134,10 +155,10 @@ class Hosts:
                 self._send(host, signal.SIGKILL)
         await asyncio.wait(ends)
 
-    async def _pump(self, host: int) -> None:
+    async def _pump(self, host: int, printed: asyncio.StreamReader) -> None:
         """Prints what a host prints, line by line, and looks out for what injections wait for."""
-        stream, rest = self._processes[host].stdout, b''
-        while piece := await stream.read(65536):
+        rest = b''
+        while piece := await printed.read(65536):
             *lines, rest = (rest + piece).split(b'\n')
             if len(rest) > LONGEST_LINE:
                 lines, rest = [*lines, rest], b''
@@ -167,17 +188,18 @@ class Hosts:
     def _send(self, host: int, number: int) -> None:
         """SIGKILL takes what the host has started along; other signals are for itself."""
         process = self._processes[host]
-        with contextlib.suppress(ProcessLookupError):
-            if number == signal.SIGKILL:
-                os.killpg(process.pid, number)
-            else:
-                process.send_signal(number)
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
 
 
 def environment(
-    base: Mapping[str, str], host: int, count: int, devices: int, port: int
+    base: Mapping[str, str], host: int, count: int, devices: int, port: int, attempt: int
 ) -> dict[str, str]:
-    """Variables of one host: which one it is, where the hosts meet, its virtual devices."""
+    """Variables of one host: which one it is, where the hosts meet, its virtual devices.
+
+    LAUNCH_ATTEMPT, from 0, lets what stands in for training tell a restart from the start.
+    """
     kept = {name: value for name, value in base.items() if not name.startswith(_FOREIGN)}
     flags = _DEVICES.sub('', kept.get('XLA_FLAGS', ''))
     flags = f'{flags} --xla_force_host_platform_device_count={devices}'
@@ -188,6 +210,7 @@ def environment(
         'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
         'JAX_NUM_PROCESSES': str(count),
         'JAX_PROCESS_ID': str(host),
+        'LAUNCH_ATTEMPT': str(attempt),
     }
 
 

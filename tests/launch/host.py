@@ -9,15 +9,15 @@ import json
 import os
 from pathlib import Path
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 
 def main(plan: Path) -> None:
     host = int(os.environ['JAX_PROCESS_ID'])
-    started = plan.with_suffix(f'.{host}')
-    attempt = int(started.read_text()) if started.exists() else 0
-    started.write_text(str(attempt + 1))
+    attempt = int(os.environ['LAUNCH_ATTEMPT'])
     for name, *arguments in json.loads(plan.read_text())[attempt][host]:
         ACTIONS[name](*arguments)
 
@@ -34,8 +34,28 @@ def on_term(code: int | None) -> None:
 
 
 def pause() -> None:
+    """Waits for signals. Each leaves a byte, so that one just before the wait is not missed."""
     while True:
-        signal.pause()
+        os.read(WAKE, 1)
+
+
+def meet() -> None:
+    """Returns when all hosts have come as far as this."""
+    name, _, port = os.environ['JAX_COORDINATOR_ADDRESS'].partition(':')
+    others = int(os.environ['JAX_NUM_PROCESSES']) - 1
+    if os.environ['JAX_PROCESS_ID'] == '0':
+        with socket.create_server((name, int(port))) as server:
+            came = [server.accept()[0] for _ in range(others)]
+        for each in came:
+            each.sendall(b'.')
+    else:
+        while True:
+            try:
+                with socket.create_connection((name, int(port))) as there:
+                    if there.recv(1):
+                        return
+            except ConnectionError:  # not there yet
+                time.sleep(0.01)
 
 
 def spawn() -> None:
@@ -50,11 +70,15 @@ def hold(path: str) -> None:
 
 
 HELD = []
+WAKE, woken = os.pipe()
+os.set_blocking(woken, False)
+signal.set_wakeup_fd(woken)
 ACTIONS = {
     'say': lambda text: print(text, flush=True),
     'write': lambda text: (sys.stdout.write(text), sys.stdout.flush()),
     'exit': sys.exit,
     'kill': lambda number: os.kill(os.getpid(), number),
+    'meet': meet,
     'on_term': on_term,
     'pause': pause,
     'spawn': spawn,

@@ -22,8 +22,9 @@ SHIPPED = {
         'stage1', '--slice v5litepod-256 --init_from gs://b/Qwen3-8B --config.data.batch_size=256'
     ),
     'stage1_2xv6e-256': (
-        'stage1', '--slice v6e-256 --slices 2 --init_from gs://b/Qwen3-8B --spot --max_restarts 200 '
-        '--config.mesh.data=2 --config.mesh.slices=2 --config.data.batch_size=256',
+        'stage1', '--slice v6e-256 --slices 2 --init_from gs://b/Qwen3-8B --spot '
+        '--max_restarts 200 --config.mesh.data=2 --config.mesh.slices=2 '
+        '--config.data.batch_size=256',
     ),
     'stage2_v5p-128': (
         'stage2', f'--slice v5p-128 --init_from gs://b/stage1 {ROWS}.text=gs://b/rows/text'

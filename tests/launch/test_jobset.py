@@ -1,8 +1,6 @@
 """JobSets against the published schemas, and their policies against the restart rule."""
 
-import json
 import os
-import pathlib
 import subprocess
 import sys
 
