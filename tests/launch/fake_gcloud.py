@@ -2,8 +2,9 @@
 
 FAKE_GCLOUD names a folder. `lives.json` there is a list of slices, one for each successful create:
 {verb: [answers]}, where the last answer stands for all later ones. `calls.jsonl` gets the words of
-each call. Answers are {"out", "err", "code", "signal", "pause"}: `signal` is sent to the caller
-before anything is printed, `pause` never returns.
+each call. Answers are {"out", "err", "code", "signal", "pause", "cut"}: `signal` is sent to the
+caller before anything is printed, `pause` never returns, and after `cut` seconds in which the
+caller sent no SIGTERM in return the call goes on.
 """
 
 import json
@@ -43,8 +44,13 @@ def main(words: list[str]) -> int:
         past['there'] = past['there'] and name != 'delete' or name == 'create'
         past['life'] = life
     memory.write_text(json.dumps(past))
+    if 'cut' in answer:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     if 'signal' in answer:
         os.kill(os.getppid(), answer['signal'])
+    if 'cut' in answer and signal.sigtimedwait({signal.SIGTERM}, answer['cut']):
+        with (folder / 'calls.jsonl').open('a') as record:
+            record.write('["-", "-", "-", "cut"]\n')
     if 'pause' in answer:
         signal.pause()
     print(answer.get('out', ''))

@@ -242,7 +242,7 @@ def test_a_second_signal_deletes_at_once(cloud):
 
 
 def test_a_signal_while_the_slice_is_asked_for_does_not_leave_it_behind(cloud):
-    cloud({'create': [{'signal': signal.SIGTERM}], 'state': [ACTIVE]})
+    cloud({'create': [{'signal': signal.SIGTERM, 'cut': 0.5}], 'state': [ACTIVE]})
     done = cloud.run()
     assert done.returncode == 75, done.stderr
     assert cloud.verbs() == ['state', 'create', 'delete']
