@@ -26,7 +26,7 @@ test: $(INSTALLED)-test  ## the whole test suite (ARGS='-k name' for a part of i
 nano: $(INSTALLED)-demo  ## train the nano model of the demo from nothing: writes runs/nano/
 	$(PY) -m experiments.nano.run --workdir runs/nano $(ARGS)
 
-proofs: $(INSTALLED)-proofs  ## the long checks that back the README's claims: writes experiments/proofs/*.json
+proofs: $(INSTALLED)-test  ## the long checks that back the README's claims: writes experiments/proofs/*.json
 	$(PY) -m experiments.proofs.run $(ARGS)
 
 lint: $(INSTALLED)-lint  ## ruff
@@ -64,15 +64,10 @@ $(INSTALLED)-demo: | $(MADE)
 	@touch $@
 
 $(INSTALLED)-test: | $(MADE)
-	@echo 'Installing mossjax, test tools and torch (two or three minutes, once)'
+	@echo 'Installing mossjax, test tools, torch and the TPU compiler (three minutes, once)'
 	@$(PIP) --retries 0 --timeout 5 --no-deps --index-url $(TORCH_CPU) torch==$(TORCH) 2> /dev/null \
 	  || $(PIP) torch==$(TORCH)
-	@$(PIP) -e '.[dev,eval,parity]'
-	@touch $@
-
-$(INSTALLED)-proofs: $(INSTALLED)-test
-	@echo 'Installing the TPU compiler (once); without a TPU jax will mention it at each start'
-	@$(PIP) -e '.[tpu]'
+	@$(PIP) -e '.[dev,eval,parity,audio,tpu]'
 	@touch $@
 
 $(INSTALLED)-lint: | $(MADE)

