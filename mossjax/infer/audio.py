@@ -1,14 +1,26 @@
-"""Audio files to waveforms and back, with every refusal made before any long work."""
+"""Audio files to waveforms and back, with every refusal made before any long work.
 
+Reading is by content, not by name: `formats` finds what a file holds, libsndfile or FFmpeg decode
+it. Whatever a file holds is read, or the file is refused.
+"""
+
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import io
+import itertools
 import os
-import pathlib
-import wave
+from pathlib import Path
+import stat
 
 import numpy as np
 
+from mossjax import paths
 from mossjax.errors import InputError
 from mossjax.files import replacing
+from mossjax.infer.formats import reader
+from mossjax.infer.formats.block import Block, Header, say
+from mossjax.infer.formats.view import Survey, View
 from mossjax.ops.resample import resample
 
 # One frame of the log-mel: less than that holds no sound to speak of.
@@ -17,85 +29,127 @@ SHORTEST_SECONDS = 0.01
 LONGEST_SECONDS = 30 * 60
 # Lossy decoders overshoot full scale by a little; integers stored as floats by a factor of 32768.
 LOUDEST = 8.0
+# The first channel is silence beside another that is so much louder (30 dB) and not silence itself.
+SILENT, HEARD = 0.03, 1e-4
+MOST_PIPED = 1 << 30  # bytes taken from a pipe
+# Suffix -> format and coding of libsndfile, for writing.
+WRITTEN = {
+    '.wav': ('WAV', 'PCM_16'), '.flac': ('FLAC', 'PCM_16'), '.ogg': ('OGG', 'VORBIS'),
+    '.opus': ('OGG', 'OPUS'), '.mp3': ('MP3', 'MPEG_LAYER_III'),
+}  # fmt: skip
+WRITTEN_AT_ONCE = 1 << 16  # samples; libsndfile overflows its stack on longer writes of Vorbis
 
 
 @dataclasses.dataclass(frozen=True)
-class Header:
-    """What an audio file says of itself."""
+class Source:
+    """A recording to read, as often as wanted.
 
-    rate: int  # Hz
-    channels: int
-    frames: int  # samples of each channel
+    Attributes:
+      path: as it was given.
+      piped: what a pipe gave, which can be read but once; None for a file.
+    """
+
+    path: str
+    piped: bytes | None = None
+
+    @classmethod
+    def of(cls, path: 'str | os.PathLike | Source') -> 'Source':
+        """
+        Raises:
+          InputError: there is no such file, it cannot be read or is empty.
+        """
+        if isinstance(path, Source):
+            return path
+        file = paths.file_to_read(path, 'recording')
+        name = paths.printable(path)
+        with paths.errors_of(path, 'read'):
+            regular = stat.S_ISREG(file.stat().st_mode)
+            empty = regular and not file.stat().st_size
+            piped = None if regular else _drained(file, name)
+        if empty or piped == b'':
+            raise InputError(f'{name} is empty; record or copy it again')
+        return cls(os.fspath(path), piped)
 
     @property
-    def seconds(self) -> float:
-        return self.frames / self.rate
+    def name(self) -> str:
+        return paths.printable(self.path)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[View]:
+        """The bytes."""
+        if self.piped is not None:
+            yield View(io.BytesIO(self.piped))
+            return
+        with paths.errors_of(self.path, 'read'), open(os.path.expanduser(self.path), 'rb') as file:
+            yield View(file)
 
 
-def read_header(path: str | os.PathLike) -> Header:
-    """Opens a file without reading its samples.
+def read_header(path: str | os.PathLike | Source) -> Header:
+    """What a file holds, without decoding it where anything else can tell.
+
+    MP3 files are looked through frame by frame; formats that FFmpeg reads are decoded.
+
+    Returns:
+      rate and channels of the first recording in it, and the samples of all of them at that rate.
 
     Raises:
-      InputError: it is missing, is not audio, is too short or too long.
+      InputError: it is missing, is not audio, is damaged, too short or too long.
     """
-    path = _existing(path)
-    import soundfile
-
-    try:
-        info = soundfile.info(str(path))
-    except TypeError:  # a name that ends in .raw: soundfile wants to be told the format
-        raise InputError(
-            f'{path} is headerless audio by its name; give a WAV, FLAC, OGG or MP3 file'
-        ) from None
-    except soundfile.LibsndfileError as error:
-        raise InputError(
-            f'{path} is not audio that can be read ({error.error_string.rstrip(".")}); '
-            'give a WAV, FLAC, OGG or MP3 file'
-        ) from None
-    header = Header(info.samplerate, info.channels, info.frames)
-    if header.frames == 0:
-        raise InputError(f'{path} holds no samples; record it again')
-    if header.seconds < SHORTEST_SECONDS:
-        raise InputError(
-            f'{path} is {1000 * header.seconds:.1f} ms long, shorter than one frame of '
-            f'{1000 * SHORTEST_SECONDS:.0f} ms; give a longer recording'
-        )
-    if header.seconds > LONGEST_SECONDS:
-        raise InputError(
-            f'{path} is {header.seconds / 60:.0f} minutes long, the limit is '
-            f'{LONGEST_SECONDS // 60} minutes; cut it into shorter files'
-        )
-    return header
+    source = Source.of(path)
+    with source.opened() as view:
+        found = _surveyed(view, source.name)
+        first, seconds = None, 0.0
+        for part in found.parts:
+            header = reader.header(view, part, source.name) or _counted(
+                reader.blocks(view, part, source.name), source.name
+            )
+            first = first or header
+            seconds += header.frames / header.rate
+            _check_longest(seconds, source.name)
+    _check_shortest(seconds, source.name)
+    return Header(first.rate, first.channels, round(seconds * first.rate))
 
 
-def load(path: str | os.PathLike, rate: int) -> np.ndarray:
+def load(path: str | os.PathLike | Source, rate: int) -> np.ndarray:
     """Reads one channel of an audio file at the rate wanted.
 
-    The first channel is taken, not the mean, as the released speech tokenizer does.
+    The first channel is taken, not the mean, as the released speech tokenizer does; a warning says
+    so if it is silent and another is not.
 
     Args:
-      path: any format libsndfile reads, any rate, any number of channels.
+      path: a file in any format that libsndfile or FFmpeg (with PyAV installed) reads, or a pipe.
+        Any number of channels, rates from 4 to 768 kHz, 10 ms to 30 minutes.
       rate: wanted sample rate in Hz.
 
     Returns:
-      (w,) float32 samples, full scale at 1.
+      (w,) float32 samples, full scale at 1. Of recordings that follow each other in a file, all.
 
     Raises:
       InputError: as `read_header`, and for samples that are not finite or not on a scale of 1.
     """
-    header = read_header(path)
-    import soundfile
-
-    try:
-        channels, _ = soundfile.read(str(path), dtype='float32', always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise InputError(
-            f'{path} breaks off while reading ({error.error_string.rstrip(".")}); '
-            'copy or convert it again'
-        ) from None
-    wav = np.ascontiguousarray(channels[:, 0])
-    check_samples(wav, path)
-    return resample(wav, header.rate, rate)
+    source = Source.of(path)
+    pieces: list[tuple[int, list[np.ndarray]]] = []
+    level, seconds = _Level(source.name), 0.0
+    with source.opened() as view:
+        found = _surveyed(view, source.name)
+        for block in itertools.chain.from_iterable(
+            reader.blocks(view, part, source.name) for part in found.parts
+        ):
+            if not pieces or pieces[-1][0] != block.rate:
+                pieces.append((block.rate, []))
+            pieces[-1][1].append(block.samples[:, 0].copy())
+            level.add(block.samples)
+            seconds += len(block.samples) / block.rate
+            _check_longest(seconds, source.name)
+    _check_shortest(seconds, source.name)
+    level.check()
+    waves = []
+    while pieces:
+        found_rate, stretches = pieces.pop(0)
+        wav = np.concatenate(stretches)
+        check_samples(wav, source.name)
+        waves.append(resample(wav, found_rate, rate))
+    return waves[0] if len(waves) == 1 else np.concatenate(waves)
 
 
 def check_samples(wav: np.ndarray, name: str | os.PathLike) -> None:
@@ -114,8 +168,28 @@ def check_samples(wav: np.ndarray, name: str | os.PathLike) -> None:
         )
 
 
+def check_writable_suffix(path: str | os.PathLike, name: str = '') -> None:
+    """Whether `save` can write a file of this name.
+
+    Args:
+      name: what the path is for, e.g. '--out', as the message calls it.
+
+    Raises:
+      InputError: the suffix is of no format that is written.
+    """
+    suffix = Path(path).suffix
+    if suffix.lower() not in WRITTEN:
+        raise InputError(
+            f'{name} {paths.printable(path)}: audio is written as {", ".join(WRITTEN)}, '.lstrip()
+            + (f'not as {suffix}; ' if suffix else 'and the name must end so; ')
+            + 'give such a name, and convert it with ffmpeg if another is needed'
+        )
+
+
 def save(path: str | os.PathLike, wav: np.ndarray, rate: int) -> None:
-    """Writes a mono 16-bit PCM WAV file, whole or not at all.
+    """Writes a mono file in the format of its suffix (`WRITTEN`), whole or not at all.
+
+    WAV and FLAC hold 16-bit integers; what was read from such comes back unchanged.
 
     Args:
       path: file to make or replace; its folder is made if missing.
@@ -123,29 +197,105 @@ def save(path: str | os.PathLike, wav: np.ndarray, rate: int) -> None:
       rate: sample rate in Hz.
 
     Raises:
-      InputError: the waveform is not one-dimensional or has samples that are not finite.
+      InputError: the suffix is of no such format, the format does not know the rate, the waveform
+        is not one-dimensional or has samples that are not finite.
     """
+    check_writable_suffix(path)
     wav = np.asarray(wav, np.float32)
     if wav.ndim != 1:
         raise InputError(f'{path}: a mono waveform has one axis, got shape {wav.shape}')
     check_samples(wav, path)
+    import soundfile
+
     # 32768, the scale that reading divides by: 16-bit audio survives load and save unchanged.
-    pcm = np.clip(np.rint(wav * 32768.0), -32768, 32767).astype('<i2')
-    with replacing(path) as temporary, wave.open(str(temporary), 'wb') as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(pcm.tobytes())
+    pcm = np.clip(np.rint(wav * 32768.0), -32768, 32767).astype(np.int16)
+    kind, coding = WRITTEN[Path(path).suffix.lower()]
+    with replacing(path) as temporary, open(temporary, 'w+b') as file:
+        try:
+            with soundfile.SoundFile(
+                file, 'w', rate, channels=1, subtype=coding, format=kind
+            ) as sink:
+                for start in range(0, len(pcm), WRITTEN_AT_ONCE):
+                    sink.write(pcm[start : start + WRITTEN_AT_ONCE])
+        except soundfile.LibsndfileError as error:
+            raise InputError(
+                f'{path} cannot be written at {rate} Hz ({error.error_string.rstrip(".")}); '
+                'write a .wav'
+            ) from None
 
 
-def _existing(path: str | os.PathLike) -> pathlib.Path:
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise InputError(f'{path} does not exist; check the path')
-    if path.is_dir():
-        raise InputError(f'{path} is a folder; name the audio files in it')
-    if not os.access(path, os.R_OK):
-        raise InputError(f'{path} cannot be read; check its permissions')
-    if path.stat().st_size == 0:
-        raise InputError(f'{path} is empty; record or copy it again')
-    return path
+class _Level:
+    """Compares the loudness of channels, to find speech that nobody would hear."""
+
+    def __init__(self, name: str):
+        self._name, self._energy, self._count = name, np.zeros(1), 0
+
+    def add(self, samples: np.ndarray) -> None:
+        """samples: (w, c)."""
+        if samples.shape[1] < 2:
+            return
+        energy = np.einsum('wc,wc->c', samples, samples, dtype=np.float64)
+        if len(energy) != len(self._energy):
+            self._energy, self._count = np.zeros(len(energy)), 0
+        self._energy += energy
+        self._count += len(samples)
+
+    def check(self) -> None:
+        """Warns if the first channel is silent beside another."""
+        level = np.sqrt(self._energy / max(1, self._count))
+        loudest = int(level.argmax())
+        if level[loudest] < HEARD or level[0] > SILENT * level[loudest]:
+            return
+        side = ' (the right one)' if len(level) == 2 else ''
+        say(
+            f'{self._name}: the first of its {len(level)} channels is heard and is silent, the '
+            f'sound is on channel {loudest + 1}{side}; make that the only one: ffmpeg -i IN -af '
+            f'"pan=mono|c0=c{loudest}" OUT.wav'
+        )
+
+
+def _surveyed(view: View, name: str) -> Survey:
+    found = reader.survey(view, name)
+    for remark in found.remarks:
+        say(f'{name} {remark}')
+    return found
+
+
+def _counted(blocks: Iterator[Block], name: str) -> Header:
+    first, seconds = None, 0.0
+    for block in blocks:
+        first = first or block
+        seconds += len(block.samples) / block.rate
+        _check_longest(seconds, name)
+    if first is None:
+        raise InputError(f'{name} holds no samples; record it again')
+    return Header(first.rate, first.samples.shape[1], round(seconds * first.rate))
+
+
+def _check_shortest(seconds: float, name: str) -> None:
+    if seconds == 0:
+        raise InputError(f'{name} holds no samples; record it again')
+    if seconds < SHORTEST_SECONDS:
+        raise InputError(
+            f'{name} is {1000 * seconds:.1f} ms long, shorter than one frame of '
+            f'{1000 * SHORTEST_SECONDS:.0f} ms; give a longer recording'
+        )
+
+
+def _check_longest(seconds: float, name: str) -> None:
+    if seconds > LONGEST_SECONDS:
+        raise InputError(
+            f'{name} is longer than {LONGEST_SECONDS // 60} minutes, the limit; cut it into '
+            'shorter files'
+        )
+
+
+def _drained(path: Path, name: str) -> bytes:
+    """All that a pipe gives."""
+    with open(path, 'rb') as pipe:
+        if pipe.isatty():
+            raise InputError(f'{name} is a terminal; give a recording, or pipe one in')
+        content = pipe.read(MOST_PIPED + 1)
+    if len(content) > MOST_PIPED:
+        raise InputError(f'{name} gives more than {MOST_PIPED >> 20} MiB; write it to a file first')
+    return content
