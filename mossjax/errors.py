@@ -1,4 +1,11 @@
-"""The one exception that means "the input is at fault, not the program"."""
+"""The one exception that means "the input is at fault, not the program", of one input or many."""
+
+from collections.abc import Callable, Sequence
+import concurrent.futures
+from typing import TypeVar
+
+Item, Result = TypeVar('Item'), TypeVar('Result')
+SHOWN = 10  # refusals that a message spells out
 
 
 class InputError(ValueError):
@@ -7,3 +14,51 @@ class InputError(ValueError):
     The message names the thing at fault and what to do about it. The command line prints it
     without a traceback and exits with code 2.
     """
+
+
+def sift(
+    check: Callable[[Item], Result], items: Sequence[Item], threads: int = 1
+) -> tuple[list[tuple[Item, Result]], list[str]]:
+    """The items that pass with what `check` gives for each, and why the others do not.
+
+    Args:
+      threads: items checked at once, where most of it is waiting for a disk.
+    """
+
+    def checked(item: Item) -> tuple[Result | None, str]:
+        try:
+            return check(item), ''
+        except InputError as error:
+            return None, str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        found = list((pool.map if threads > 1 else map)(checked, items))
+    good = [(item, result) for item, (result, why) in zip(items, found, strict=True) if not why]
+    return good, [why for _, why in found if why]
+
+
+def refusal(refusals: Sequence[str], total: int, what: str) -> InputError:
+    """One error for the bad ones of `total` inputs.
+
+    Args:
+      what: became of them, e.g. 'inputs cannot be used'.
+    """
+    if total == 1:
+        return InputError(refusals[0])
+    shown = '\n'.join(f'  {text}' for text in refusals[:SHOWN])
+    more = f'\n  and {len(refusals) - SHOWN} more' if len(refusals) > SHOWN else ''
+    return InputError(f'{len(refusals)} of {total} {what}:\n{shown}{more}')
+
+
+def check_all(
+    check: Callable[[Item], Result], items: Sequence[Item], threads: int = 1
+) -> list[Result]:
+    """[check(item) for each item], with the refusals of all bad items in one message.
+
+    Raises:
+      InputError: one or more items were refused.
+    """
+    good, refusals = sift(check, items, threads)
+    if refusals:
+        raise refusal(refusals, len(items), 'inputs cannot be used')
+    return [result for _, result in good]

@@ -11,10 +11,6 @@ import textwrap
 from absl import flags
 
 from mossjax import paths
-from mossjax.errors import InputError
-
-SHOWN = 10
-
 
 # How a path flag is checked before its command starts: (path, name of the flag) -> the path.
 READ_FILE, READ_FOLDER = paths.file_to_read, paths.folder_to_read
@@ -74,27 +70,6 @@ def flag_fault(error: flags.Error) -> str:
     """What to tell a user whose flags could not be read."""
     text = re.sub(r'flag --(\w+)=None: .*', r'flag --\1 is required', str(error))
     return re.sub(r'Traceback \(.*\n( .*\n)*', '', text).strip()  # of a config file
-
-
-def check_all(check: Callable, items: Sequence) -> list:
-    """[check(item) for each item], with the refusals of all bad items in one message.
-
-    Raises:
-      InputError: one or more items were refused.
-    """
-    results, refusals = [], []
-    for item in items:
-        try:
-            results.append(check(item))
-        except InputError as error:
-            refusals.append(str(error))
-    if not refusals:
-        return results
-    if len(refusals) == 1:
-        raise InputError(refusals[0])
-    shown = '\n'.join(f'  {refusal}' for refusal in refusals[:SHOWN])
-    more = f'\n  and {len(refusals) - SHOWN} more' if len(refusals) > SHOWN else ''
-    raise InputError(f'{len(refusals)} of {len(items)} inputs cannot be used:\n{shown}{more}')
 
 
 def let_configs_import(args: Sequence[str]) -> None:

@@ -2,11 +2,11 @@
 
   mossjax tokenize --codec DIR --out FILE.jsonl RECORDING...
 
-Takes WAV, FLAC, OGG or MP3 at any sample rate; of several channels the first is used. Writes one
-JSON line a recording, in the order given:
+Takes WAV, FLAC, OGG, MP3 and, with the extra [audio], m4a, aac, webm and others, at any sample
+rate; of several channels the first is used. Writes one JSON line a recording, in the order given:
   {"path": "question.wav", "codes": [5, 1023, ...], "seconds": 2.31}
-The headers of all recordings are checked before the first is encoded, and the file appears when it
-is complete.
+The file appears when it is complete. Recordings that cannot be read are left out of it and listed
+with the reason of each at the end; the exit code is then 2.
 
 Examples:
   mossjax tokenize --codec MOSS-Speech-Codec --out codes.jsonl question.wav
@@ -14,14 +14,13 @@ Examples:
 """
 
 from collections.abc import Iterator
-import json
-import pathlib
+import os
 
 from absl import flags
 
-from mossjax.cli.common import check_all
-from mossjax.errors import InputError
-from mossjax.files import replacing
+from mossjax.cli.common import READ_FOLDER, WRITE_FILE, path_flag
+from mossjax.errors import InputError, refusal, sift
+from mossjax.files import json_line, replacing
 from mossjax.infer import audio
 
 RATE = 16000
@@ -29,38 +28,52 @@ RATE = 16000
 GROUP_SECONDS = 8 * 60
 
 FLAGS = flags.FlagValues()
-_CODEC = flags.DEFINE_string(
+_CODEC = path_flag(
     'codec', None, 'Codec directory: config.json, preprocessor_config.json, model.safetensors.',
-    required=True, flag_values=FLAGS,
-)
-_OUT = flags.DEFINE_string(
-    'out', None, 'JSONL file to write; replaced if it exists.', required=True, flag_values=FLAGS
+    READ_FOLDER, FLAGS, required=True,
+)  # fmt: skip
+_OUT = path_flag(
+    'out', None, 'JSONL file to write; replaced if it exists.', WRITE_FILE, FLAGS, required=True
 )
 
 
 def main(args: list[str]) -> None:
     if not args:
         raise InputError('no recordings given; name one or more audio files after the flags')
-    out = pathlib.Path(_OUT.value)
-    if out.is_dir():
-        raise InputError(f'--out {out} is a folder; give the name of a file in it')
-    if any(out.resolve() == pathlib.Path(path).resolve() for path in args):
+    out = _OUT.value
+    if any(os.path.realpath(out) == os.path.realpath(path) for path in args):
         raise InputError(f'--out {out} is also one of the recordings; give another name')
-    headers = check_all(audio.read_header, args)
+    opened, refusals = sift(_opened, args)
+    if not opened:
+        raise refusal(refusals, len(args), 'recordings cannot be used')
 
     import tqdm
 
     from mossjax.infer.speech_tokenizer import SpeechTokenizer
 
     tokenizer = SpeechTokenizer.open(_CODEC.value)
-    progress = tqdm.tqdm(total=len(args), unit='file', disable=None)  # none where no terminal
-    with replacing(out) as temporary, open(temporary, 'w') as file, progress:
-        for paths in groups(args, [header.seconds for header in headers]):
-            waves = check_all(lambda path: audio.load(path, RATE), paths)
-            for path, wav, codes in zip(paths, waves, tokenizer.encode(waves), strict=True):
-                line = {'path': path, 'codes': codes.tolist(), 'seconds': len(wav) / RATE}
-                file.write(json.dumps(line, ensure_ascii=False) + '\n')
-            progress.update(len(paths))
+    progress = tqdm.tqdm(total=len(opened), unit='file', disable=None)  # none where no terminal
+    sources = {path: source for path, (source, _) in opened}
+    seconds = [length for _, (_, length) in opened]
+    with replacing(out) as temporary, open(temporary, 'w', encoding='utf-8') as file, progress:
+        for group in groups(list(sources), seconds):
+            heard, unread = sift(lambda path: audio.load(sources[path], RATE), group)
+            refusals += unread
+            codes = tokenizer.encode([wav for _, wav in heard]) if heard else []
+            for (path, wav), found in zip(heard, codes, strict=True):
+                line = {'path': path, 'codes': found.tolist(), 'seconds': len(wav) / RATE}
+                file.write(json_line(line))
+            progress.update(len(group))
+        if len(refusals) == len(args):
+            raise refusal(refusals, len(args), 'recordings cannot be used')
+    if refusals:
+        raise refusal(refusals, len(args), f'recordings are not in {out}')
+
+
+def _opened(path: str) -> tuple[audio.Source, float]:
+    """A recording that can be read, and its seconds."""
+    source = audio.Source.of(path)
+    return source, audio.read_header(source).seconds
 
 
 def groups(paths: list[str], seconds: list[float]) -> Iterator[list[str]]:

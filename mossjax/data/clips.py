@@ -6,12 +6,14 @@ import math
 
 import numpy as np
 
+from mossjax import values
 from mossjax.data.manifest import Recording, check_audio
-from mossjax.errors import InputError
+from mossjax.errors import InputError, check_all
 
 # (path, rate in Hz) -> float32 mono in [-1, 1]
 Load = Callable[[str, int], np.ndarray]
 SLACK_SECONDS = 0.01  # rounding of "seconds" in a manifest
+READERS = 8  # files whose headers are read at once: most of that is waiting for the disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +44,19 @@ def load_audio(path: str, rate: int) -> np.ndarray:
 
 
 def clips_in_memory(recordings: Sequence[Recording], rate: int, load: Load = load_audio) -> Clips:
-    """Reads everything now and keeps it as int16: 32 kB a second at 16 kHz."""
+    """Reads everything now and keeps it as int16: 32 kB a second at 16 kHz.
+
+    Raises:
+      InputError: listing the recordings that are missing or cannot be read.
+    """
     check_audio(recordings)
-    # 32768, so that audio that was int16 on disk comes back as it was.
-    stored = [
-        np.clip(np.round(_read(load, r.audio, rate) * 32768.0), -32768, 32767).astype(np.int16)
-        for r in recordings
-    ]
+
+    def kept(recording: Recording) -> np.ndarray:
+        # 32768, so that audio that was int16 on disk comes back as it was.
+        wav = np.round(_read(load, recording.audio, rate) * 32768.0)
+        return np.clip(wav, -32768, 32767).astype(np.int16)
+
+    stored = check_all(kept, recordings)
     lengths = np.array([len(wav) for wav in stored], np.int64)
     return Clips(recordings, rate, lengths, lambda i: stored[i].astype(np.float32) / 32768.0)
 
@@ -56,14 +64,24 @@ def clips_in_memory(recordings: Sequence[Recording], rate: int, load: Load = loa
 def clips_on_disk(recordings: Sequence[Recording], rate: int, load: Load = load_audio) -> Clips:
     """Reads a recording when it is asked for.
 
-    Lengths come from the key "seconds" of the manifest, or else from the files' headers.
+    Lengths come from the key "seconds" of the manifest, or else from the files; those that only
+    FFmpeg reads are decoded for it.
 
     Raises:
-      InputError: a file is missing or not audio; on reading, one that is more than SLACK_SECONDS
-        longer or shorter than was said.
+      InputError: listing the recordings that are missing, empty or, as far as their lengths were
+        asked of them, cannot be read; on reading, of one that is more than SLACK_SECONDS longer or
+        shorter than was said.
     """
     check_audio(recordings)
-    lengths = np.array([_length(r, rate) for r in recordings], np.int64)
+    lengths = check_all(lambda recording: length(recording, rate), recordings, READERS)
+    return with_lengths(recordings, lengths, rate, load)
+
+
+def with_lengths(
+    recordings: Sequence[Recording], lengths: Sequence[int], rate: int, load: Load = load_audio
+) -> Clips:
+    """Clips that are read when asked for, of recordings whose lengths at `rate` are known."""
+    lengths = np.array(lengths, np.int64)
 
     def read(i: int) -> np.ndarray:
         wav = _read(load, recordings[i].audio, rate)
@@ -121,11 +139,20 @@ def _read(load: Load, path: str, rate: int) -> np.ndarray:
     return wav
 
 
-def _length(recording: Recording, rate: int) -> int:
-    """Samples at `rate`; rounded up, as resampling does."""
-    if 'seconds' in recording.extra:
-        return math.ceil(round(float(recording.extra['seconds']) * rate, 3))
-    from mossjax.infer.audio import read_header
+def length(recording: Recording, rate: int) -> int:
+    """Samples at `rate`, rounded up, as resampling does.
 
-    header = read_header(recording.audio)
+    Raises:
+      InputError: the file is missing, empty, or cannot be read; "seconds" is no such number.
+    """
+    from mossjax.infer import audio
+
+    source = audio.Source.of(recording.audio)
+    if 'seconds' in recording.extra:
+        seconds = values.number(
+            recording.extra['seconds'], f'"seconds" of {source.name} in the manifest',
+            values.Range(0, audio.LONGEST_SECONDS, above=True),
+        )  # fmt: skip
+        return math.ceil(round(seconds * rate, 3))
+    header = audio.read_header(source)
     return -(-header.frames * rate // header.rate)

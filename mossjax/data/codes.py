@@ -21,9 +21,18 @@ import zlib
 from absl import logging
 import numpy as np
 
-from mossjax.data.clips import AUGMENT, CLEAN, Load, Perturb, clips_on_disk, load_audio
+from mossjax.data.clips import (
+    AUGMENT,
+    CLEAN,
+    READERS,
+    Load,
+    Perturb,
+    length,
+    load_audio,
+    with_lengths,
+)
 from mossjax.data.manifest import Recording
-from mossjax.errors import InputError
+from mossjax.errors import InputError, refusal, sift
 from mossjax.files import replacing
 
 RATE = 16_000  # Hz, of the tokenizer
@@ -103,7 +112,8 @@ def tokenize_recordings(
       fingerprint: names the tokenizer's weights (a hash); a store made by others is refused.
 
     Raises:
-      InputError: the store at `path` has other settings, or an audio file is missing or bad.
+      InputError: the store at `path` has other settings; or, once all others are in it, audio
+        files were missing or bad, with the reason of each.
     """
     path = Path(path)
     settings = {
@@ -111,7 +121,10 @@ def tokenize_recordings(
     }  # fmt: skip
     _check_settings(path, settings)
     done = {(_absolute(x['path'], path), x['version']) for x in _repaired_lines(path)}
-    clips = clips_on_disk(recordings, RATE, load)
+    total = len(recordings)
+    found, refusals = sift(lambda recording: length(recording, RATE), recordings, READERS)
+    recordings = [recording for recording, _ in found]
+    clips = with_lengths(recordings, [samples for _, samples in found], RATE, load)
     # Alike lengths together: less padding, fewer shapes.
     order = np.argsort(clips.lengths, kind='stable').tolist()
     jobs = [
@@ -122,21 +135,29 @@ def tokenize_recordings(
     ]
     logging.info('%s: %d of %d versions to tokenize', path, len(jobs), versions * len(recordings))
 
-    def heard(i: int, version: int) -> tuple[dict[str, Any], np.ndarray]:
+    def heard(job: tuple[int, int]) -> tuple[dict[str, Any], np.ndarray]:
         """A line without its codes, and the audio to tokenize."""
+        i, version = job
         name = os.path.relpath(recordings[i].audio, path.parent.resolve())
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), version])
+        rng = np.random.default_rng([seed, zlib.crc32(os.fsencode(name)), version])
         wav, offset = (perturb if version else CLEAN)(rng, clips.read(i), RATE)
         line = {'path': name, 'version': version, 'offset': offset / RATE}
         return {**line, 'seconds': len(wav) / RATE}, wav
 
     with path.open('a', encoding='utf-8') as store:
         for start in range(0, len(jobs), batch_size):
-            part = [heard(*job) for job in jobs[start : start + batch_size]]
-            found = tokenizer.encode([wav for _, wav in part])
-            for (line, _), codes in zip(part, found, strict=True):
-                store.write(json.dumps({**line, 'codes': np.asarray(codes).tolist()}) + '\n')
+            part, unread = sift(heard, jobs[start : start + batch_size])
+            refusals += unread
+            codes = tokenizer.encode([wav for _, (_, wav) in part]) if part else []
+            for (_, (line, _)), of_it in zip(part, codes, strict=True):
+                store.write(json.dumps({**line, 'codes': np.asarray(of_it).tolist()}) + '\n')
             store.flush()
+    if refusals:
+        refusals = list(dict.fromkeys(refusals))  # each version of a recording says the same
+        raise refusal(
+            refusals, total, f'recordings are not in {path}; the others are. Mend these and run it '
+            'again, or take them out of the manifest'
+        )
     return CodesStore.open(path)
 
 

@@ -4,7 +4,7 @@ Reading is by content, not by name: `formats` finds what a file holds, libsndfil
 it. Whatever a file holds is read, or the file is refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from mossjax.errors import InputError
 from mossjax.files import replacing
 from mossjax.infer.formats import reader
 from mossjax.infer.formats.block import Block, Header, say
-from mossjax.infer.formats.view import Survey, View
+from mossjax.infer.formats.view import View
 from mossjax.ops.resample import resample
 
 # One frame of the log-mel: less than that holds no sound to speak of.
@@ -42,14 +42,16 @@ WRITTEN_AT_ONCE = 1 << 16  # samples; libsndfile overflows its stack on longer w
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A recording to read, as often as wanted.
+    """A recording that can be read as often as wanted.
 
     Attributes:
-      path: as it was given.
+      name: as it was given, for messages.
+      file: where it is.
       piped: what a pipe gave, which can be read but once; None for a file.
     """
 
-    path: str
+    name: str
+    file: Path
     piped: bytes | None = None
 
     @classmethod
@@ -60,19 +62,13 @@ class Source:
         """
         if isinstance(path, Source):
             return path
-        file = paths.file_to_read(path, 'recording')
-        name = paths.printable(path)
+        file, name = paths.file_to_read(path, 'recording'), paths.printable(path)
         with paths.errors_of(path, 'read'):
-            regular = stat.S_ISREG(file.stat().st_mode)
-            empty = regular and not file.stat().st_size
-            piped = None if regular else _drained(file, name)
-        if empty or piped == b'':
+            found = file.stat()
+            piped = None if stat.S_ISREG(found.st_mode) else _drained(file, name)
+        if not (found.st_size if piped is None else piped):
             raise InputError(f'{name} is empty; record or copy it again')
-        return cls(os.fspath(path), piped)
-
-    @property
-    def name(self) -> str:
-        return paths.printable(self.path)
+        return cls(name, file, piped)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[View]:
@@ -80,7 +76,7 @@ class Source:
         if self.piped is not None:
             yield View(io.BytesIO(self.piped))
             return
-        with paths.errors_of(self.path, 'read'), open(os.path.expanduser(self.path), 'rb') as file:
+        with paths.errors_of(self.file, 'read'), open(self.file, 'rb') as file:
             yield View(file)
 
 
@@ -97,7 +93,7 @@ def read_header(path: str | os.PathLike | Source) -> Header:
     """
     source = Source.of(path)
     with source.opened() as view:
-        found = _surveyed(view, source.name)
+        found = reader.survey(view, source.name)
         first, seconds = None, 0.0
         for part in found.parts:
             header = reader.header(view, part, source.name) or _counted(
@@ -107,6 +103,7 @@ def read_header(path: str | os.PathLike | Source) -> Header:
             seconds += header.frames / header.rate
             _check_longest(seconds, source.name)
     _check_shortest(seconds, source.name)
+    _say(found.remarks, source.name)
     return Header(first.rate, first.channels, round(seconds * first.rate))
 
 
@@ -131,7 +128,7 @@ def load(path: str | os.PathLike | Source, rate: int) -> np.ndarray:
     pieces: list[tuple[int, list[np.ndarray]]] = []
     level, seconds = _Level(source.name), 0.0
     with source.opened() as view:
-        found = _surveyed(view, source.name)
+        found = reader.survey(view, source.name)
         for block in itertools.chain.from_iterable(
             reader.blocks(view, part, source.name) for part in found.parts
         ):
@@ -142,6 +139,7 @@ def load(path: str | os.PathLike | Source, rate: int) -> np.ndarray:
             seconds += len(block.samples) / block.rate
             _check_longest(seconds, source.name)
     _check_shortest(seconds, source.name)
+    _say(found.remarks, source.name)
     level.check()
     waves = []
     while pieces:
@@ -254,11 +252,9 @@ class _Level:
         )
 
 
-def _surveyed(view: View, name: str) -> Survey:
-    found = reader.survey(view, name)
-    for remark in found.remarks:
+def _say(remarks: Iterable[str], name: str) -> None:
+    for remark in remarks:
         say(f'{name} {remark}')
-    return found
 
 
 def _counted(blocks: Iterator[Block], name: str) -> Header:

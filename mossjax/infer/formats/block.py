@@ -13,6 +13,7 @@ from mossjax.errors import InputError
 # Hz. Below, no speech is left; the fastest converters that are sold run at 768 kHz.
 RATES = (4_000, 768_000)
 MOST_CHANNELS = 256  # the largest microphone arrays in use
+HEADERLESS = {'.raw', '.pcm', '.s16', '.sw'}
 # A stream may end so much before its own count (the last block of a codec); more is damage, less
 # than the second is not worth a word.
 MISSING_SECONDS, ROUNDING_SECONDS = 0.1, 0.01
@@ -54,7 +55,7 @@ def check_format(rate: float, channels: int, name: str) -> None:
         )
 
 
-@functools.cache
+@functools.lru_cache(4096)
 def say(message: str) -> None:
     """Warns, of one thing once: training reads a recording many times."""
     logging.warning('%s', message)
@@ -67,6 +68,13 @@ def by_ffmpeg(name: str, options: str = '') -> str:
     wav = wav if wav != path else path.with_stem(f'{path.stem}-mended')
     options = f'{options} ' if options else ''
     return f'ffmpeg {options}-i {shlex.quote(name)} {shlex.quote(str(wav))}'
+
+
+def remedy(name: str) -> str:
+    """What to do about a file that no decoder knows."""
+    if PurePath(name).suffix.lower() not in HEADERLESS:
+        return f'give a WAV, FLAC, OGG or MP3 file ({by_ffmpeg(name)})'
+    return f'samples without a header: {by_ffmpeg(name, "-f s16le -ar RATE -ac CHANNELS")}'
 
 
 def check_complete(got: int, promised: int, rate: int, name: str) -> None:

@@ -19,6 +19,7 @@ import struct
 
 from mossjax.errors import InputError
 from mossjax.infer.formats.block import by_ffmpeg, check_format
+from mossjax.infer.formats.mpeg import mpeg
 from mossjax.infer.formats.view import Part, Survey, View
 
 # 32-bit sizes from here on stand for "unknown": sox, arecord and ffmpeg each have their own.
@@ -30,6 +31,7 @@ MOST_FMT = 4096  # bytes of a description of samples
 MOST_CHUNKS = 10_000
 # Codings whose blocks are one sample of each channel: integers, floats, A-law, mu-law, extensible.
 PLAIN = {1, 3, 6, 7, 0xFFFE}
+MPEG = {0x50, 0x55}
 PLAIN_AIFC = {b'NONE': 0, b'twos': 0, b'sowt': 0, b'raw ': 0, b'in24': 3, b'in32': 4, b'fl32': 4,
               b'FL32': 4, b'fl64': 8, b'FL64': 8, b'ulaw': 1, b'ULAW': 1, b'alaw': 1, b'ALAW': 1}
 
@@ -76,15 +78,15 @@ def wav(view: View, name: str) -> Survey:
     """RIFF, RIFX, RF64, BW64 and W64, also several one behind the other."""
     parts, remarks, start = [], [], 0
     while start is not None:
-        part, remark, start = _one_wav(view, start, name)
+        part, said, start = _one_wav(view, start, name)
         parts.append(part)
-        remarks += [remark] if remark else []
+        remarks += filter(None, said)
     if len(parts) > 1:
         remarks.append(f'holds {len(parts)} recordings one behind the other; all are read')
     return Survey(tuple(parts), tuple(remarks))
 
 
-def _one_wav(view: View, start: int, name: str) -> tuple[Part, str, int | None]:
+def _one_wav(view: View, start: int, name: str) -> tuple[Part, list[str], int | None]:
     magic = view.at(start, 4)
     kind = {b'riff': WIDE, b'RIFX': BIG}.get(magic, LITTLE)
     opening = 2 * kind.name + 8 if kind is WIDE else 12
@@ -104,13 +106,13 @@ def _one_wav(view: View, start: int, name: str) -> tuple[Part, str, int | None]:
         whole, size = struct.unpack('<QQ', found[b'ds64'][:16].ljust(16, b'\0'))
     ends = _unless_unknown(start + whole + (0 if kind.included else 8), whole, kind)
     stop, remark, following = _end(view, dataclasses.replace(chunk, size=size), kind, ends, name)
-    plain = tag in PLAIN and block
-    return (
-        Part(
-            chunk.start, stop, _wav_head(fmt, stop - chunk.start, order),
-            (stop - chunk.start) // block if plain else None,
-        ), remark, following,
-    )  # fmt: skip
+    if tag in MPEG:
+        inside = mpeg(view.part(chunk.start, stop), name)
+        part = inside.parts[0].moved(chunk.start)
+        return part, [remark, *inside.remarks], following
+    frames = (stop - chunk.start) // block if tag in PLAIN and block else None
+    head = _wav_head(fmt, stop - chunk.start, order)
+    return Part(chunk.start, stop, head, frames), [remark], following
 
 
 def _wav_head(fmt: bytes, size: int, order: str) -> bytes:

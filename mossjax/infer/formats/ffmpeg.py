@@ -5,7 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from mossjax.errors import InputError
-from mossjax.infer.formats.block import Block, by_ffmpeg, check_complete, check_format, say
+from mossjax.infer.formats.block import (
+    Block,
+    by_ffmpeg,
+    check_complete,
+    check_format,
+    remedy,
+    say,
+)
 from mossjax.infer.formats.view import View
 
 # FFmpeg's readers that may open a file. Others follow names and addresses they find in it.
@@ -33,9 +40,8 @@ def decode(view: View, frames: int | None, name: str, why: str) -> Iterator[Bloc
         import av
     except ImportError:
         raise InputError(
-            f'{name} cannot be read here ({why}); give a WAV, FLAC, OGG or MP3 file '
-            f"({by_ffmpeg(name)}), or install what reads it, with m4a, aac, webm and others: pip "
-            "install 'mossjax[audio]'"
+            f'{name} cannot be read here ({why}); {remedy(name)}, or install what reads it if it '
+            "is m4a, aac, webm or another that FFmpeg knows: pip install 'mossjax[audio]'"
         ) from None
     seconds = 0.0
     try:
@@ -50,8 +56,8 @@ def decode(view: View, frames: int | None, name: str, why: str) -> Iterator[Bloc
         if seconds:
             raise _broken(name, seconds, error) from None
         raise InputError(
-            f'{name} is not audio that can be read ({why}; FFmpeg: {error.strerror}); give a WAV, '
-            'FLAC, OGG or MP3 file'
+            f'{name} is not audio that can be read ({why}; FFmpeg: {error.strerror}); '
+            f'{remedy(name)}'
         ) from None
 
 
@@ -64,6 +70,8 @@ def _stream(container, frames: int | None, name: str) -> Iterator[Block]:
     if len(streams) > 1:
         say(f'{name} holds {len(streams)} sound tracks; the first is heard')
     stream = streams[0]
+    if stream.codec_context is None:
+        raise InputError(f'{name} is in a coding that FFmpeg does not know; give a WAV')
     decoder, got, seconds, damaged = _decoder(stream), 0, 0.0, None
     for packet in container.demux(stream):
         try:
@@ -74,9 +82,9 @@ def _stream(container, frames: int | None, name: str) -> Iterator[Block]:
         for frame in decoded:
             # Damaged packets before the first sample and after the last took nothing away. Where
             # the samples were counted, what is missing is seen at the end.
-            if damaged and seconds and frames is None:
+            if damaged and seconds and frames is None and packet.size:
                 raise _broken(name, seconds, damaged)
-            damaged = None
+            damaged = damaged if seconds else None
             check_format(frame.sample_rate, frame.layout.nb_channels, name)
             samples = _samples(frame)
             if not got:
@@ -87,8 +95,10 @@ def _stream(container, frames: int | None, name: str) -> Iterator[Block]:
     rate = stream.rate or OPUS_RATE
     if frames is not None:
         check_complete(got, frames, rate, name)
-    elif (length := _length(container, stream)) is not None:
-        check_complete(round(seconds * rate), round(length * rate), rate, name)
+    elif 'mp4' in container.format.name and stream.duration:
+        # The length of MP4 is a count of what its tables list; others are estimates.
+        promised = round(stream.duration * stream.time_base * rate)
+        check_complete(round(seconds * rate), promised, rate, name)
     if damaged and frames is None:
         say(f'{name} ends in bytes that cannot be decoded; it may be cut off')
 
@@ -126,16 +136,6 @@ def _undelayed(stream, packet, frame) -> int:
         return 0
     taken = round(packet.duration * packet.time_base * OPUS_RATE) - frame.samples
     return max(0, int.from_bytes(extra[10:12], 'little') - max(0, taken))
-
-
-def _length(container, stream) -> float | None:
-    """Seconds that there must be by a header that was counted; others estimate by a bitrate."""
-    kind = container.format.name
-    if 'mp4' in kind and stream.duration:
-        return float(stream.duration * stream.time_base)
-    if 'matroska' in kind and len(container.streams) == 1 and container.duration:
-        return container.duration / 1e6
-    return None
 
 
 def _broken(name: str, seconds: float, error: Exception) -> InputError:

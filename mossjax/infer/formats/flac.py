@@ -4,13 +4,14 @@ The header's own count is 0 where the encoder wrote to a pipe or was killed, and
 first stream only where files were put together. The header of the last frame knows better: it
 says at which sample it begins.
 
-Source: RFC 9639, sections 8.2 (stream information) and 9.1 (frame header).
+Source: RFC 9639, sections 8.2 (stream information), 9.1 (frame header) and 9.3 (its checksum).
 """
 
 import re
+from typing import NamedTuple
 
 from mossjax.errors import InputError
-from mossjax.infer.formats.block import check_format
+from mossjax.infer.formats.block import by_ffmpeg, check_format
 from mossjax.infer.formats.view import Part, Survey, View
 
 STREAM = re.compile(rb'fLaC[\x00\x80]\x00\x00\x22')
@@ -18,32 +19,42 @@ INFORMATION = 42  # bytes up to the end of the stream information
 # Bytes looked through for the last frame: first, and at most; none is longer than 16 MiB.
 WINDOW, WIDEST = 1 << 18, 1 << 26
 MOST_BLOCKS = 10_000  # of metadata
+TORN = 'ends within a frame, as after a recorder was stopped'
 
 
 def flac(view: View, name: str) -> Survey:
     """Every stream of the file under a header with the true count."""
     starts = list(view.find(STREAM))
     stops = [*starts[1:], view.size]
-    parts = tuple(_part(view, *ends, name) for ends in zip(starts, stops, strict=True))
-    remark = f'holds {len(parts)} recordings one behind the other; all are read'
-    return Survey(parts, (remark,) * (len(parts) > 1))
+    parts, remarks = [], []
+    for ends in zip(starts, stops, strict=True):
+        part, torn = _part(view, *ends, name)
+        parts.append(part)
+        remarks += [TORN] * torn
+    if len(parts) > 1:
+        remarks.append(f'holds {len(parts)} recordings one behind the other; all are read')
+    return Survey(tuple(parts), tuple(remarks))
 
 
-def _part(view: View, start: int, stop: int, name: str) -> Part:
+def _part(view: View, start: int, stop: int, name: str) -> tuple[Part, bool]:
+    """One stream, and whether its end was cut off where nothing told how long it should be."""
     head = view.at(start, INFORMATION)
     packed = int.from_bytes(head[18:26].ljust(8, b'\0'), 'big')
     rate, channels, said = packed >> 44, (packed >> 41 & 7) + 1, packed & (1 << 36) - 1
     check_format(rate, channels, name)
-    held = _held(view, _first_frame(view, start), stop, int.from_bytes(head[10:12], 'big'))
-    if held is None:
-        held = said
+    block = int.from_bytes(head[10:12], 'big')
+    last = _last_frame(view, _first_frame(view, start), stop, block)
+    held, torn = said, False
+    if last:
+        torn = not said and not _is_whole(view.at(last.start, stop - last.start))
+        held = last.begin if torn else last.end
     if held < said:
         raise InputError(
             f'{name} breaks off: its header counts {said / rate:.2f} s, there are '
-            f'{held / rate:.2f} s; copy it again'
+            f'{held / rate:.2f} s; copy it again, or keep what is left: {by_ffmpeg(name)}'
         )
     head = head[:18] + (packed >> 36 << 36 | held).to_bytes(8, 'big') + head[26:]
-    return Part(start + INFORMATION, stop, head, held or None)
+    return Part(start + INFORMATION, stop, head, held if last else None), torn
 
 
 def _first_frame(view: View, start: int) -> int:
@@ -57,8 +68,16 @@ def _first_frame(view: View, start: int) -> int:
     return at
 
 
-def _held(view: View, first: int, stop: int, block: int) -> int | None:
-    """Samples of each channel up to the end of the last frame; None if no frame is found.
+class _Frame(NamedTuple):
+    """start: byte. begin, end: its first sample and the one behind its last."""
+
+    start: int
+    begin: int
+    end: int
+
+
+def _last_frame(view: View, first: int, stop: int, block: int) -> _Frame | None:
+    """The last frame of a stream, None if none is found.
 
     Args:
       first, stop: bytes between which the frames are.
@@ -69,18 +88,29 @@ def _held(view: View, first: int, stop: int, block: int) -> int | None:
         return None
     size = WINDOW
     while True:
-        begin = max(first, stop - size)
-        tail = view.at(begin, stop - begin)
-        found = (_samples(tail[m.start() : m.start() + 16], block) for m in re.finditer(sync, tail))
-        frames = [frame for frame in found if frame]
+        start = max(first, stop - size)
+        tail = view.at(start, stop - start)
+        found = [
+            _Frame(start + m.start(), *samples) for m in re.finditer(sync, tail)
+            if (samples := _samples(tail[m.start() : m.start() + 16], block))
+        ]  # fmt: skip
         # Two bytes like a frame's may be sound; that they also fit the frame before them may not.
-        ends = {end for _, end in frames} | {0}
-        for here, end in reversed(frames):
-            if here in ends:
-                return end
-        if begin == first or size >= WIDEST:
+        ends = {frame.end for frame in found} | {0}
+        for frame in reversed(found):
+            if frame.begin in ends:
+                return frame
+        if start == first or size >= WIDEST:
             return None
         size *= 4
+
+
+def _is_whole(frame: bytes) -> bool:
+    """Whether bytes are a frame with its checksum at the end, tags behind it left out."""
+    frame = frame[:-128] if frame[-128:-125] == b'TAG' else frame
+    crc = 0
+    for byte in frame:
+        crc = (crc << 8 ^ _CRC16[crc >> 8 ^ byte]) & 0xFFFF
+    return crc == 0
 
 
 def _samples(header: bytes, usual: int) -> tuple[int, int] | None:
@@ -109,7 +139,19 @@ def _samples(header: bytes, usual: int) -> tuple[int, int] | None:
 def _crc8(data: bytes) -> int:
     crc = 0
     for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc << 1 ^ 0x107 * (crc >> 7)) & 0xFF
+        crc = _CRC8[crc ^ byte]
     return crc
+
+
+def _table(polynomial: int, bits: int) -> list[int]:
+    """The remainder of each byte."""
+    table = []
+    for byte in range(256):
+        crc = byte << bits - 8
+        for _ in range(8):
+            crc = crc << 1 ^ polynomial * (crc >> bits - 1)
+        table.append(crc & (1 << bits) - 1)
+    return table
+
+
+_CRC8, _CRC16 = _table(0x107, 8), _table(0x18005, 16)

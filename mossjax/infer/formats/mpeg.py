@@ -11,6 +11,7 @@ the Xing, LAME and VBRI frames as their encoders write them.
 
 from collections.abc import Iterator
 import dataclasses
+import itertools
 import re
 import struct
 from typing import NamedTuple
@@ -31,6 +32,9 @@ BITRATES = {
 RATES = {0b11: (44100, 48000, 32000), 0b10: (22050, 24000, 16000), 0b00: (11025, 12000, 8000)}
 # No more can be half an hour of sound: 640 kbit/s, and pictures in the tags.
 MOST_BYTES = 1 << 28
+WINDOW = 1 << 16  # bytes in which the first frames are, behind what a broadcast was cut into
+RUN = 4  # frames that touch each other are no chance
+CONTAINERS = (b'RIFF', b'\x1a\x45\xdf\xa3', b'FLV', b'\0\0\1', b'OggS', b'fLaC')
 NOT_ZERO = re.compile(rb'[^\0]')
 COUNTS = (b'Xing', b'Info')
 DECODER_DELAY = 529  # samples by which decoders of layer 3 are late
@@ -248,8 +252,13 @@ def id3_size(header: bytes) -> int:
 
 
 def looks_like(view: View) -> bool:
-    """Whether the file begins with two frames, after zeros at most."""
+    """Whether the file begins with two frames, or has a run of them near its start."""
     start = next(view.find(NOT_ZERO), 0)
-    data = view.at(start, 1 << 14)
-    frame = _parse(data, 0)
-    return frame is not None and _goes_on(data, frame.size, frame)
+    if view.at(start, 12).startswith(CONTAINERS) or view.at(start + 4, 4) == b'ftyp':
+        return False
+    data = view.at(start, WINDOW)
+    frames = list(itertools.islice(_frames(data), RUN))
+    touch = all(a.start + a.size == b.start for a, b in itertools.pairwise(frames))
+    if not touch:
+        return len(frames) > 1 and frames[0].start == 0 and frames[1].start == frames[0].size
+    return len(frames) == RUN or bool(frames) and start + len(data) == view.size

@@ -20,7 +20,7 @@ AMR = re.compile(rb'#!AMR(-WB)?\n')
 EBML, SEGMENT, CLUSTER = b'\x1a\x45\xdf\xa3', b'\x18\x53\x80\x67', b'\x1f\x43\xb6\x75'
 VOC = b'Creative Voice File'
 MOST_ELEMENTS = 2_000_000
-CUT = 'ends within a block, as after a recorder was stopped or a copy was; it is read to its end'
+CUT = 'ends within a block, as after a recorder or a copy was stopped; it is read to its end'
 
 
 def split(view: View, name: str) -> Survey:
@@ -67,21 +67,22 @@ def _boxes(view: View) -> tuple[list[int], str]:
 
 
 def _elements(view: View) -> str:
-    """A remark if the last element of a Matroska or WebM file is torn."""
-    at = 0
+    """A remark if an element of a Matroska or WebM file is torn."""
+    at = ends = 0
     for _ in range(MOST_ELEMENTS):
         header = view.at(at, 12).ljust(12, b'\0')
-        name, size = 9 - header[0].bit_length(), 9 - header[4].bit_length()
-        name = header[:name]
+        name = header[: 9 - header[0].bit_length()]
         if at >= view.size or len(name) > 4:
             break
-        first = header[len(name)]
-        width = 9 - first.bit_length()
-        size = int.from_bytes(header[len(name) : len(name) + width], 'big') & (1 << 7 * width) - 1
+        width = 9 - header[len(name)].bit_length()
+        largest = (1 << 7 * width) - 1  # stands for "unknown", as of recordings that go on
+        size = int.from_bytes(header[len(name) : len(name) + width], 'big') & largest
         at += len(name) + width
-        if name not in (SEGMENT, CLUSTER):  # those are entered, whether they know their size or not
+        if size != largest:
+            ends = max(ends, at + size)
+        if name not in (SEGMENT, CLUSTER):  # what is in those is looked at
             at += size
-    return CUT if at > view.size else ''
+    return CUT if ends > view.size else ''
 
 
 def _check_wma(view: View, part: Part, name: str) -> None:

@@ -1,7 +1,6 @@
 """The recordings of a file: found by a survey, decoded by whoever reads them whole."""
 
 from collections.abc import Iterator
-import dataclasses
 
 from mossjax.infer.formats import chunks, ffmpeg, flac, mpeg, ogg, others, sndfile
 from mossjax.infer.formats.block import Block, Header
@@ -26,11 +25,7 @@ def survey(view: View, name: str) -> Survey:
     if start:  # a tag, in front of whatever format
         view = view.part(start, view.size)
     found = _of_format(view)(view, name)
-    moved = (
-        dataclasses.replace(part, start=start + part.start, stop=start + part.stop)
-        for part in found.parts
-    )
-    return Survey(tuple(moved), found.remarks)
+    return Survey(tuple(part.moved(start) for part in found.parts), found.remarks)
 
 
 def _of_format(view: View):
@@ -43,7 +38,7 @@ def _of_format(view: View):
         return chunks.caf
     if magic.startswith((b'.snd', b'dns.')):
         return chunks.au
-    if magic.startswith(b'fLaC'):
+    if flac.STREAM.match(magic):
         return flac.flac
     if ogg.CAPTURE.search(view.at(0, 1024)):
         return ogg.ogg
@@ -60,7 +55,7 @@ def header(view: View, part: Part, name: str) -> Header | None:
     """
     if part.ffmpeg:
         return None
-    file, _ = sndfile.opened(view.part(part.start, part.stop, part.head))
+    file, _ = sndfile.opened(view.part(part.start, part.stop, part.head), part)
     if file is None:
         return None
     with file:
@@ -76,7 +71,7 @@ def blocks(view: View, part: Part, name: str) -> Iterator[Block]:
     """
     view, why = view.part(part.start, part.stop, part.head), part.ffmpeg
     if not why:
-        file, why = sndfile.opened(view)
+        file, why = sndfile.opened(view, part)
         if file is not None:
             with file:
                 frames = sndfile.count(file, part, name)

@@ -17,14 +17,18 @@ WIDTHS = {'PCM_S8': 1, 'PCM_U8': 1, 'PCM_16': 2, 'PCM_24': 3, 'PCM_32': 4, 'FLOA
           'ULAW': 1, 'ALAW': 1}
 
 
-def opened(view: View):
-    """A soundfile.SoundFile; or None, and why libsndfile does not read it."""
+def opened(view: View, part: Part):
+    """A soundfile.SoundFile of a part; or None, and why libsndfile does not read it."""
     import soundfile
 
     try:
-        return _streaming()(view), ''
+        file = _streaming()(view)
     except soundfile.LibsndfileError as error:
         return None, f'libsndfile: {error.error_string.rstrip(".")}'
+    if file.format == 'MP3' and part.frames is None:  # it would go by an estimate
+        file.close()
+        return None, 'it is MP3 without a run of whole frames'
+    return file, ''
 
 
 @functools.cache

@@ -90,6 +90,10 @@ class Part:
     ffmpeg: str = ''
     skip: int = 0
 
+    def moved(self, by: int) -> 'Part':
+        """The same part of a file that has `by` more bytes in front."""
+        return dataclasses.replace(self, start=self.start + by, stop=self.stop + by)
+
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
