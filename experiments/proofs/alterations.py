@@ -163,7 +163,7 @@ TOKENIZER = (
     ),
     Alteration(
         'stereo is averaged', 'mossjax/infer/audio.py',
-        'np.ascontiguousarray(channels[:, 0])', 'np.ascontiguousarray(channels.mean(1))',
+        'block.samples[:, 0].copy()', 'block.samples.mean(1)',
         ('tests/infer/test_audio.py',),
     ),
 )

@@ -167,7 +167,7 @@ def check_samples(wav: np.ndarray, name: str | os.PathLike) -> None:
 
 
 def check_writable_suffix(path: str | os.PathLike, name: str = '') -> None:
-    """Whether `save` can write a file of this name.
+    """Whether `save` can write a file of this name. Pipes have none; they get WAV.
 
     Args:
       name: what the path is for, e.g. '--out', as the message calls it.
@@ -176,7 +176,7 @@ def check_writable_suffix(path: str | os.PathLike, name: str = '') -> None:
       InputError: the suffix is of no format that is written.
     """
     suffix = Path(path).suffix
-    if suffix.lower() not in WRITTEN:
+    if not _format(path):
         raise InputError(
             f'{name} {paths.printable(path)}: audio is written as {", ".join(WRITTEN)}, '.lstrip()
             + (f'not as {suffix}; ' if suffix else 'and the name must end so; ')
@@ -185,7 +185,7 @@ def check_writable_suffix(path: str | os.PathLike, name: str = '') -> None:
 
 
 def save(path: str | os.PathLike, wav: np.ndarray, rate: int) -> None:
-    """Writes a mono file in the format of its suffix (`WRITTEN`), whole or not at all.
+    """Writes a mono file in the format of its suffix (WAV into a pipe), whole or not at all.
 
     WAV and FLAC hold 16-bit integers; what was read from such comes back unchanged.
 
@@ -207,7 +207,7 @@ def save(path: str | os.PathLike, wav: np.ndarray, rate: int) -> None:
 
     # 32768, the scale that reading divides by: 16-bit audio survives load and save unchanged.
     pcm = np.clip(np.rint(wav * 32768.0), -32768, 32767).astype(np.int16)
-    kind, coding = WRITTEN[Path(path).suffix.lower()]
+    kind, coding = _format(path)
     with replacing(path) as temporary, open(temporary, 'w+b') as file:
         try:
             with soundfile.SoundFile(
@@ -220,6 +220,12 @@ def save(path: str | os.PathLike, wav: np.ndarray, rate: int) -> None:
                 f'{path} cannot be written at {rate} Hz ({error.error_string.rstrip(".")}); '
                 'write a .wav'
             ) from None
+
+
+def _format(path: str | os.PathLike) -> tuple[str, str] | None:
+    path = Path(path)
+    piped = path.exists() and not path.is_file() and not path.is_dir()
+    return WRITTEN['.wav'] if piped else WRITTEN.get(path.suffix.lower())
 
 
 class _Level:
