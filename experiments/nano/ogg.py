@@ -9,6 +9,8 @@ import io
 
 import numpy as np
 
+from mossjax.infer.formats.ogg import crc32
+
 BLOCK = 1 << 16  # samples handed to libsndfile at once; long writes overflow its stack
 HEADER = 27  # bytes of a page header before its segment table
 
@@ -36,28 +38,7 @@ def renumbered(stream: bytes, serial: int) -> bytes:
         size = HEADER + segments + sum(out[start + HEADER : start + HEADER + segments])
         out[start + 14 : start + 18] = serial.to_bytes(4, 'little')
         out[start + 22 : start + 26] = bytes(4)
-        checksum = _crc(out[start : start + size])
+        checksum = crc32(out[start : start + size])
         out[start + 22 : start + 26] = checksum.to_bytes(4, 'little')
         start += size
     return bytes(out)
-
-
-def _table() -> list[int]:
-    table = []
-    for byte in range(256):
-        value = byte << 24
-        for _ in range(8):
-            value = (value << 1) ^ (0x04C11DB7 if value & 0x80000000 else 0)
-        table.append(value & 0xFFFFFFFF)
-    return table
-
-
-TABLE = _table()
-
-
-def _crc(page: bytes) -> int:
-    """CRC-32 with polynomial 0x04c11db7, not reflected, from 0."""
-    value = 0
-    for byte in page:
-        value = ((value << 8) & 0xFFFFFFFF) ^ TABLE[(value >> 24) ^ byte]
-    return value

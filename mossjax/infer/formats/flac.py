@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mossjax.errors import InputError
 from mossjax.infer.formats.block import by_ffmpeg, check_format
-from mossjax.infer.formats.view import Part, Survey, View
+from mossjax.infer.formats.view import Part, Survey, View, several
 
 STREAM = re.compile(rb'fLaC[\x00\x80]\x00\x00\x22')
 INFORMATION = 42  # bytes up to the end of the stream information
@@ -31,9 +31,7 @@ def flac(view: View, name: str) -> Survey:
         part, torn = _part(view, *ends, name)
         parts.append(part)
         remarks += [TORN] * torn
-    if len(parts) > 1:
-        remarks.append(f'holds {len(parts)} recordings one behind the other; all are read')
-    return Survey(tuple(parts), tuple(remarks))
+    return several(parts, remarks)
 
 
 def _part(view: View, start: int, stop: int, name: str) -> tuple[Part, bool]:

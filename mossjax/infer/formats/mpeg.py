@@ -5,55 +5,23 @@ first frame, or a count that an encoder left in a frame of its own ("Xing", "Inf
 that covers neither what was appended nor what was lost. libsndfile reads what the count says. A
 file of one stream gets a frame with the true count; others are left to FFmpeg.
 
-Sources: ISO/IEC 11172-3, 2.4.1.3 and 2.4.2.3 (frame header); 13818-3 (half rates); the layout of
-the Xing, LAME and VBRI frames as their encoders write them.
+The layout of the Xing, LAME and VBRI frames is as their encoders write them.
 """
 
-from collections.abc import Iterator
 import dataclasses
-import itertools
-import re
 import struct
-from typing import NamedTuple
 
 from mossjax.errors import InputError
 from mossjax.infer.formats.block import by_ffmpeg
+from mossjax.infer.formats.mpeg_frames import Frame, frames_of, parse, tag_size
 from mossjax.infer.formats.view import Part, Survey, View
 
-# kbit/s by index, for MPEG-1 layers 1, 2, 3 and for half rates layer 1 and layers 2, 3.
-BITRATES = {
-    (1, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    (1, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (1, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (2, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    (2, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}  # fmt: skip
-RATES = {0b11: (44100, 48000, 32000), 0b10: (22050, 24000, 16000), 0b00: (11025, 12000, 8000)}
 # No more can be half an hour of sound: 640 kbit/s, and pictures in the tags.
 MOST_BYTES = 1 << 28
-WINDOW = 1 << 16  # bytes in which the first frames are, behind what a broadcast was cut into
-RUN = 4  # frames that touch each other are no chance
-CONTAINERS = (b'RIFF', b'\x1a\x45\xdf\xa3', b'FLV', b'\0\0\1', b'OggS', b'fLaC')
-NOT_ZERO = re.compile(rb'[^\0]')
 COUNTS = (b'Xing', b'Info')
+ENCODERS = (b'LAME', b'Lavf', b'Lavc')  # that tell how many samples they added
+PADDING = 1 << 12  # bytes behind the last frame that are not worth a word
 DECODER_DELAY = 529  # samples by which decoders of layer 3 are late
-
-
-class Frame(NamedTuple):
-    """start, size: bytes. samples: of each channel. layer: 1 to 3. version: 2 at half rates."""
-
-    start: int
-    size: int
-    rate: int
-    channels: int
-    samples: int
-    layer: int
-    version: int
-
-    @property
-    def kind(self) -> tuple[int, int, int, int]:
-        return self.rate, self.channels, self.samples, self.layer
 
 
 def mpeg(view: View, name: str) -> Survey:
@@ -68,7 +36,7 @@ def mpeg(view: View, name: str) -> Survey:
             'cut it into shorter files'
         )
     data = view.at(0, view.size)
-    frames = list(_frames(data))
+    frames = list(frames_of(data))
     if not frames:
         return Survey((Part(0, view.size),))
     first, count = frames[0], _Count.of(data, frames[0])
@@ -100,13 +68,18 @@ def _remarks(data: bytes, frames: list[Frame]) -> tuple[str, ...]:
     """What is left out, but for tags."""
     stop, between = frames[0].start, 0
     for frame in frames:
-        between += (frame.start - stop) * (not _tag(data, stop))
+        between += (frame.start - stop) * (not tag_size(data, stop))
         stop = frame.start + frame.size
     remarks = []
     if between:
         remarks.append(f'has {between} bytes between frames that are no sound; some may be lost')
-    if _parse(data, stop):
+    if parse(data, stop):
         remarks.append('ends within a frame, as after a recorder was stopped')
+    else:
+        while size := tag_size(data, stop):
+            stop += size
+        if len(data) - stop > PADDING:
+            remarks.append(f'has {len(data) - stop} bytes behind its last frame that are no sound')
     return tuple(remarks)
 
 
@@ -124,12 +97,10 @@ class _Count:
     """A frame that holds no sound but what an encoder knew of the others.
 
     Attributes:
-      at: byte of the frame at which its name stands.
       frames: how many there should be, None if it does not say.
       delay, padding: samples to leave out at the start and at the end.
     """
 
-    at: int
     frames: int | None = None
     delay: int = 0
     padding: int = 0
@@ -138,18 +109,21 @@ class _Count:
     def of(cls, data: bytes, frame: Frame) -> '_Count | None':
         at = 4 + _side_bytes(frame)
         if data[frame.start + 36 : frame.start + 40] == b'VBRI':
-            return cls(at, int.from_bytes(data[frame.start + 50 : frame.start + 54], 'big'))
+            return cls(int.from_bytes(data[frame.start + 50 : frame.start + 54], 'big'))
         if frame.layer != 3 or data[frame.start + at : frame.start + at + 4] not in COUNTS:
             return None
         body = data[frame.start + at : frame.start + frame.size]
         flags = int.from_bytes(body[4:8], 'big')
-        count = int.from_bytes(body[8:12], 'big') if flags & 1 else None
-        if count is None:
-            return cls(at)
-        # Behind the fields that the flags name: nine letters of an encoder's name, then its own.
-        extra = 12 + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1) + 21
-        trims = int.from_bytes(body[extra : extra + 3].ljust(3, b'\0'), 'big')
-        return cls(at, count, trims >> 12, trims & 0xFFF)
+        if not flags & 1:
+            return cls()
+        count = int.from_bytes(body[8:12], 'big')
+        # Behind the fields that the flags name: the encoder, and what it tells.
+        extra = 12 + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
+        told = body[extra : extra + 24]
+        if len(told) < 24 or not told.startswith(ENCODERS):
+            return cls(count)
+        trims = int.from_bytes(told[21:], 'big')
+        return cls(count, trims >> 12, trims & 0xFFF)
 
 
 def _counted(like: bytes, frames: int, delay: int, padding: int) -> tuple[bytes, int]:
@@ -161,7 +135,7 @@ def _counted(like: bytes, frames: int, delay: int, padding: int) -> tuple[bytes,
     """
     # At a bitrate that has room for it, without a checksum or padding; silent if it is played.
     header = bytes([like[0], like[1] | 1, 8 << 4 | like[2] & 0b1100, like[3]])
-    frame = _parse(header, 0)
+    frame = parse(header, 0)
     silence = b''
     if not delay + padding:
         # libmpg123 takes the delay of decoders off the start of what is counted. Here that would
@@ -177,88 +151,3 @@ def _counted(like: bytes, frames: int, delay: int, padding: int) -> tuple[bytes,
 def _side_bytes(frame: Frame) -> int:
     """Bytes of side information, which a count stands behind."""
     return {(1, 1): 17, (1, 2): 32, (2, 1): 9, (2, 2): 17}[frame.version, frame.channels]
-
-
-def _frames(data: bytes) -> Iterator[Frame]:
-    """All frames, whatever lies between them. The first of a run must be followed by another."""
-    at, inside = 0, False
-    while at < len(data):
-        frame = _parse(data, at)
-        after = at + frame.size if frame else 0
-        if frame and (inside or _goes_on(data, after, frame)):
-            if after > len(data):
-                return  # cut off
-            yield frame
-            at, inside = after, True
-            continue
-        inside = False
-        skipped = _tag(data, at)
-        if skipped:
-            at += skipped
-            continue
-        at = data.find(b'\xff', at + 1)
-        if at < 0:
-            return
-
-
-def _goes_on(data: bytes, after: int, frame: Frame) -> bool:
-    """Whether another frame like this one follows, or the end."""
-    following = _parse(data, after)
-    if following:
-        return following.kind == frame.kind
-    return after == len(data) or _tag(data, after) > 0
-
-
-def _parse(data: bytes, at: int) -> Frame | None:
-    """The frame whose header stands at this byte; None if there is none."""
-    if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE0 != 0xE0:
-        return None
-    second, third = data[at + 1], data[at + 2]
-    rates, layer = RATES.get(second >> 3 & 3), 4 - (second >> 1 & 3)
-    index = third >> 4
-    if rates is None or layer == 4 or index in (0, 15) or third >> 2 & 3 == 3:
-        return None
-    version = 1 if second >> 3 & 3 == 3 else 2
-    rate, padding = rates[third >> 2 & 3], third >> 1 & 1
-    bitrate = 1000 * BITRATES[version, layer][index]
-    if layer == 1:
-        samples, size = 384, (12 * bitrate // rate + padding) * 4
-    else:
-        samples = 576 if layer == 3 and version == 2 else 1152
-        size = samples // 8 * bitrate // rate + padding
-    channels = 1 if data[at + 3] >> 6 == 3 else 2
-    return Frame(at, size, rate, channels, samples, layer, version)
-
-
-def _tag(data: bytes, at: int) -> int:
-    """Bytes of the tag that stands here, 0 if there is none."""
-    if data[at : at + 3] == b'TAG':
-        return 128
-    if data[at : at + 8] == b'APETAGEX':
-        return 32 + int.from_bytes(data[at + 12 : at + 16], 'little')
-    if data[at : at + 3] == b'ID3':
-        return id3_size(data[at : at + 10])
-    return 0
-
-
-def id3_size(header: bytes) -> int:
-    """Bytes of an ID3v2 tag from its first ten, 0 if they are none."""
-    if len(header) < 10 or header[:3] != b'ID3' or any(byte & 0x80 for byte in header[6:10]):
-        return 0
-    size = 0
-    for byte in header[6:10]:
-        size = size << 7 | byte
-    return 10 + size + 10 * (header[5] >> 4 & 1)
-
-
-def looks_like(view: View) -> bool:
-    """Whether the file begins with two frames, or has a run of them near its start."""
-    start = next(view.find(NOT_ZERO), 0)
-    if view.at(start, 12).startswith(CONTAINERS) or view.at(start + 4, 4) == b'ftyp':
-        return False
-    data = view.at(start, WINDOW)
-    frames = list(itertools.islice(_frames(data), RUN))
-    touch = all(a.start + a.size == b.start for a, b in itertools.pairwise(frames))
-    if not touch:
-        return len(frames) > 1 and frames[0].start == 0 and frames[1].start == frames[0].size
-    return len(frames) == RUN or bool(frames) and start + len(data) == view.size

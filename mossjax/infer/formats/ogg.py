@@ -1,7 +1,7 @@
 """Ogg files: streams that follow each other ("chained"), and those beside each other.
 
 Internet radio and `cat` put streams one behind the other; libsndfile reads the first. Each is
-handed on alone.
+handed on alone. Pages whose checksum is wrong count as gaps.
 
 Source: RFC 3533, sections 4 (grouping and chaining) and 6 (page header).
 """
@@ -9,12 +9,15 @@ Source: RFC 3533, sections 4 (grouping and chaining) and 6 (page header).
 from collections.abc import Iterator
 import dataclasses
 import re
+import zlib
 
-from mossjax.infer.formats.view import Part, Survey, View
+from mossjax.errors import InputError
+from mossjax.infer.formats.view import Part, Survey, View, several
 
 CAPTURE = re.compile(rb'OggS\0')
 HEADER = 27  # bytes of a page header before its segment table
 FIRST, LAST = 2, 4  # flags of the first and the last page of a stream
+OPEN_END = 'has no mark of its end, as after a recorder was stopped; it may be cut off'
 # What libsndfile reads of an Ogg stream, by its first bytes.
 READ = (b'OpusHead', b'\x01vorbis')
 
@@ -28,21 +31,21 @@ class Page:
 
 
 def ogg(view: View, name: str) -> Survey:
-    """One part for each link of the chain."""
-    del name
+    """One part for each link of the chain.
+
+    Raises:
+      InputError: no page of it is whole.
+    """
     links, previous = [], None
-    for page in _pages(view):
+    for page in pages(view):
         if previous is None or page.flags & FIRST and not previous.flags & FIRST:
             links.append([])
         links[-1].append(page)
         previous = page
-    parts = tuple(_part(link) for link in links)
-    remarks = []
-    if len(parts) > 1:
-        remarks.append(f'holds {len(parts)} recordings one behind the other; all are read')
-    if links and not links[-1][-1].flags & LAST:
-        remarks.append('has no mark of its end, as after a recorder was stopped; it may be cut off')
-    return Survey(parts, tuple(remarks))
+    if not links:
+        raise InputError(f'{name} is an Ogg file without a whole page; copy or convert it again')
+    open_end = not links[-1][-1].flags & LAST
+    return several(map(_part, links), [OPEN_END] if open_end else [])
 
 
 def _part(link: list[Page]) -> Part:
@@ -52,15 +55,29 @@ def _part(link: list[Page]) -> Part:
     return Part(link[0].start, link[-1].stop, ffmpeg=why)
 
 
-def _pages(view: View) -> Iterator[Page]:
+def pages(view: View) -> Iterator[Page]:
     """The whole pages of a file; what is between them is left out."""
     at = 0
     while len(header := view.at(at, HEADER + 255)) >= HEADER:
         table = header[HEADER : HEADER + header[HEADER - 1]]
         start = at + HEADER + len(table)
         stop = start + sum(table)
-        if CAPTURE.match(header) and stop <= view.size:
-            yield Page(at, stop, header[5], view.at(start, 8) if header[5] & FIRST else b'')
+        page = view.at(at, stop - at) if CAPTURE.match(header) else b''
+        checksum = int.from_bytes(page[22:26], 'little')
+        if page and crc32(page[:22] + bytes(4) + page[26:]) == checksum:
+            yield Page(at, stop, header[5], page[start - at :][:8] if header[5] & FIRST else b'')
             at = stop
         else:
             at = next(view.find(CAPTURE, at + 1), view.size)
+
+
+def crc32(data: bytes) -> int:
+    """Ogg's checksum: polynomial 0x04c11db7, not reflected, from 0.
+
+    The remainder that zlib computes, of bits in the other order and without its inversions.
+    """
+    remainder = zlib.crc32(data.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(remainder.to_bytes(4, 'big').translate(_MIRRORED), 'little')
+
+
+_MIRRORED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))

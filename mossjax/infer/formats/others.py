@@ -12,7 +12,7 @@ import struct
 
 from mossjax.errors import InputError
 from mossjax.infer.formats.block import by_ffmpeg
-from mossjax.infer.formats.view import Part, Survey, View
+from mossjax.infer.formats.view import Part, Survey, View, several
 
 WMA = bytes.fromhex('3026b2758e66cf11a6d900aa0062ce6c')
 WMA_PROPERTIES = bytes.fromhex('a1dcab8c47a9cf118ee400c00c205365')
@@ -42,12 +42,11 @@ def split(view: View, name: str) -> Survey:
     stops = [*starts[1:], view.size]
     # libsndfile reads the names of blocks in it as sound.
     why = 'its blocks need FFmpeg' if start.startswith(VOC) else ''
-    parts = tuple(Part(*ends, ffmpeg=why) for ends in zip(starts, stops, strict=True))
+    parts = [Part(*ends, ffmpeg=why) for ends in zip(starts, stops, strict=True)]
     if start.startswith(WMA):
         for part in parts:
             _check_wma(view, part, name)
-    several = f'holds {len(parts)} recordings one behind the other; all are read'
-    return Survey(parts, (several,) * (len(parts) > 1) + (remark,) * bool(remark))
+    return several(parts, [remark] if remark else [])
 
 
 def _boxes(view: View) -> tuple[list[int], str]:

@@ -2,7 +2,17 @@
 
 from collections.abc import Iterator
 
-from mossjax.infer.formats import chunks, ffmpeg, flac, mpeg, ogg, others, sndfile
+from mossjax.infer.formats import (
+    aiff,
+    ffmpeg,
+    flac,
+    mpeg,
+    mpeg_frames,
+    ogg,
+    others,
+    sndfile,
+    wav,
+)
 from mossjax.infer.formats.block import Block, Header
 from mossjax.infer.formats.view import Part, Survey, View
 
@@ -21,7 +31,7 @@ def survey(view: View, name: str) -> Survey:
     """
     start = 0
     for _ in range(MOST_TAGS):
-        start += mpeg.id3_size(view.at(start, 10))
+        start += mpeg_frames.id3_size(view.at(start, 10))
     if start:  # a tag, in front of whatever format
         view = view.part(start, view.size)
     found = _of_format(view)(view, name)
@@ -30,19 +40,19 @@ def survey(view: View, name: str) -> Survey:
 
 def _of_format(view: View):
     magic = view.at(0, 12)
-    if chunks.RIFF.match(magic) or magic.startswith(b'riff'):
-        return chunks.wav
+    if wav.MAGIC.match(magic):
+        return wav.wav
     if magic.startswith(b'FORM') and magic[8:] in (b'AIFF', b'AIFC'):
-        return chunks.aiff
+        return aiff.aiff
     if magic.startswith(b'caff'):
-        return chunks.caf
+        return aiff.caf
     if magic.startswith((b'.snd', b'dns.')):
-        return chunks.au
+        return aiff.au
     if flac.STREAM.match(magic):
         return flac.flac
     if ogg.CAPTURE.search(view.at(0, 1024)):
         return ogg.ogg
-    if mpeg.looks_like(view):
+    if mpeg_frames.looks_like(view):
         return mpeg.mpeg
     return others.split
 

@@ -1,6 +1,6 @@
 """A stretch of a file as a file of its own, and what a survey finds in one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
 import io
 import re
@@ -101,3 +101,11 @@ class Survey:
 
     parts: tuple[Part, ...]
     remarks: tuple[str, ...] = ()
+
+
+def several(parts: Iterable[Part], remarks: Iterable[str] = ()) -> Survey:
+    """The survey of a file; a remark is added if it holds more than one recording."""
+    parts, remarks = tuple(parts), tuple(remarks)
+    if len(parts) > 1:
+        remarks += (f'holds {len(parts)} recordings one behind the other; all are read',)
+    return Survey(parts, remarks)
