@@ -53,14 +53,14 @@ def main(args: list[str]) -> None:
 
     tokenizer = SpeechTokenizer.open(_CODEC.value)
     progress = tqdm.tqdm(total=len(opened), unit='file', disable=None)  # none where no terminal
-    sources = {path: source for path, (source, _) in opened}
+    sources = [(path, source) for path, (source, _) in opened]
     seconds = [length for _, (_, length) in opened]
     with replacing(out) as temporary, open(temporary, 'w', encoding='utf-8') as file, progress:
-        for group in groups(list(sources), seconds):
-            heard, unread = sift(lambda path: audio.load(sources[path], RATE), group)
+        for group in groups(sources, seconds):
+            heard, unread = sift(lambda named: audio.load(named[1], RATE), group)
             refusals += unread
             codes = tokenizer.encode([wav for _, wav in heard]) if heard else []
-            for (path, wav), found in zip(heard, codes, strict=True):
+            for ((path, _), wav), found in zip(heard, codes, strict=True):
                 line = {'path': path, 'codes': found.tolist(), 'seconds': len(wav) / RATE}
                 file.write(json_line(line))
             progress.update(len(group))
@@ -76,14 +76,14 @@ def _opened(path: str) -> tuple[audio.Source, float]:
     return source, audio.read_header(source).seconds
 
 
-def groups(paths: list[str], seconds: list[float]) -> Iterator[list[str]]:
+def groups(recordings: list, seconds: list[float]) -> Iterator[list]:
     """Cuts a list of recordings into runs of at most GROUP_SECONDS, one recording at least."""
     group, total = [], 0.0
-    for path, length in zip(paths, seconds, strict=True):
+    for recording, length in zip(recordings, seconds, strict=True):
         if group and total + length > GROUP_SECONDS:
             yield group
             group, total = [], 0.0
-        group.append(path)
+        group.append(recording)
         total += length
     if group:
         yield group

@@ -223,9 +223,8 @@ def save(path: str | os.PathLike, wav: np.ndarray, rate: int) -> None:
 
 
 def _format(path: str | os.PathLike) -> tuple[str, str] | None:
-    path = Path(path)
-    piped = path.exists() and not path.is_file() and not path.is_dir()
-    return WRITTEN['.wav'] if piped else WRITTEN.get(path.suffix.lower())
+    piped = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return WRITTEN['.wav'] if piped else WRITTEN.get(Path(path).suffix.lower())
 
 
 class _Level:

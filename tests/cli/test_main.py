@@ -43,10 +43,10 @@ def test_help_of_a_process_is_quick_and_goes_to_stdout():
 
 
 def test_a_refusal_ends_the_process_with_2_and_one_message():
-    done = _mossjax('tokenize', '--codec', 'nowhere', '--out', 'x.jsonl', 'missing.wav')
+    done = _mossjax('tokenize', '--codec', '.', '--out', 'x.jsonl', 'missing.wav')
     said = [line for line in done.stderr.splitlines() if not line.startswith('import time:')]
     assert done.returncode == 2
-    assert said == ['mossjax tokenize: missing.wav does not exist; check the path']
+    assert said == ['mossjax tokenize: recording missing.wav: no such file; check the path']
     assert done.stdout == ''
 
 

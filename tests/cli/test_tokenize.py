@@ -1,7 +1,9 @@
 """mossjax tokenize on recordings, with a small codec directory."""
 
 import json
+import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -50,21 +52,54 @@ def test_real_speech_at_two_rates(tmp_path, codec, golden):
 def test_all_bad_files_are_named_before_the_codec_is_opened(tmp_path, capsys):
     (tmp_path / 'text.wav').write_text('no audio')
     bad = [tmp_path / 'text.wav', tmp_path / 'missing.wav']
-    assert _tokenize(tmp_path / 'no codec', tmp_path / 'codes.jsonl', *bad) == 2
+    assert _tokenize(tmp_path, tmp_path / 'codes.jsonl', *bad) == 2  # no codec in that folder
     error = capsys.readouterr().err
-    assert '2 of 2 inputs cannot be used' in error
-    assert 'text.wav is not audio' in error and 'missing.wav does not exist' in error
+    assert '2 of 2 recordings cannot be used' in error
+    assert 'text.wav is not audio' in error and 'missing.wav: no such file' in error
     assert not (tmp_path / 'codes.jsonl').exists()
 
 
-def test_a_bad_sample_leaves_no_half_written_file(tmp_path, codec, golden, capsys):
+def test_the_good_ones_among_damaged_recordings_are_kept(tmp_path, codec, golden, capsys):
+    good, pipe = golden('audio/prompt_en_1s.flac'), golden('audio/question_pipe.flac')
+    torn, nan, loop = tmp_path / 'torn.flac', tmp_path / 'nan.wav', tmp_path / 'loop.wav'
+    torn.write_bytes(good.read_bytes()[:9000])
+    soundfile.write(nan, np.full(400, np.nan), 16000, 'FLOAT')
+    loop.symlink_to(loop)
+    out = tmp_path / 'codes.jsonl'
+    assert _tokenize(codec, out, torn, good, nan, loop, pipe) == 2
+    error = capsys.readouterr().err
+    assert f'3 of 5 recordings are not in {out}:' in error
+    for why in ('torn.flac breaks off', 'nan.wav has a sample that is no', 'loop.wav: a symbolic'):
+        assert why in error
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line['path'], line['seconds'], len(line['codes'])) for line in lines] == [
+        (str(good), 1.0, 13), (str(pipe), 1.58, 20)
+    ]  # fmt: skip
+
+
+def test_if_none_is_left_nothing_is_written(tmp_path, codec, capsys):
     out = tmp_path / 'codes.jsonl'
     out.write_text('before')
     soundfile.write(tmp_path / 'nan.wav', np.full(400, np.nan), 16000, 'FLOAT')
-    assert _tokenize(codec, out, golden('audio/prompt_en_1s.flac'), tmp_path / 'nan.wav') == 2
+    assert _tokenize(codec, out, tmp_path / 'nan.wav', tmp_path / 'nan.wav') == 2
     assert 'nan.wav has a sample that is no number' in capsys.readouterr().err
     assert out.read_text() == 'before'
     assert sorted(path.name for path in tmp_path.iterdir()) == ['codes.jsonl', 'nan.wav']
+
+
+def test_names_of_any_bytes_and_pipes(tmp_path, codec, golden):
+    question = golden('audio/question_pipe.flac').read_bytes()
+    named, pipe = os.path.join(os.fsencode(tmp_path), b'\xff.raw'), tmp_path / 'pipe'
+    with open(named, 'wb') as file:
+        file.write(question)
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[question])
+    writer.start()
+    assert _tokenize(codec, tmp_path / 'codes.jsonl', os.fsdecode(named), pipe) == 0
+    writer.join()
+    lines = [json.loads(line) for line in (tmp_path / 'codes.jsonl').read_text().splitlines()]
+    assert [os.fsencode(line['path']) for line in lines] == [named, os.fsencode(pipe)]
+    assert lines[0]['codes'] == lines[1]['codes'] and len(lines[0]['codes']) == 20
 
 
 @pytest.mark.parametrize('out, args, message', [

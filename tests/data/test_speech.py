@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 
 from mossjax.data.clips import CLEAN, Perturb, clips_in_memory, clips_on_disk
 from mossjax.data.codes import CodesStore, Version, tokenize_recordings
@@ -22,6 +23,7 @@ from mossjax.data.speech import (
 )
 from mossjax.errors import InputError
 from mossjax.infer import audio
+from tests import sounds
 
 TIMES = (('pau', 0.05), ('t', 0.09), ('uw', 0.2))
 
@@ -67,6 +69,15 @@ def recordings(tmp_path_factory):
     return made
 
 
+@pytest.fixture
+def damaged(tmp_path):
+    """A FLAC file cut in the middle, and no audio at all."""
+    whole = sounds.encoded(np.tile(sounds.question(), 3), format='FLAC')
+    (tmp_path / 'torn.flac').write_bytes(whole[: len(whole) // 2])
+    (tmp_path / 'text.wav').write_text('hello')
+    return [Recording(str(tmp_path / name)) for name in ('torn.flac', 'text.wav')]
+
+
 def test_memory_and_disk_give_the_same_samples(recordings):
     memory, disk = (f(recordings, 16_000) for f in (clips_in_memory, clips_on_disk))
     np.testing.assert_array_equal(memory.lengths, disk.lengths)
@@ -84,6 +95,31 @@ def test_wrong_seconds_are_noticed(recordings):
         clips_on_disk([short], 16_000).read(0)
     with pytest.raises(InputError, match='1 of 2 audio files do not exist'):
         clips_in_memory([recordings[0], Recording('/none.wav')], 16_000)
+    for wrong in (-1.0, float('inf'), 'two', 1e9):
+        said = dataclasses.replace(recordings[0], extra={'seconds': wrong})
+        with pytest.raises(InputError, match=r'"seconds" of .*00\.wav in the manifest is'):
+            clips_on_disk([said], 16_000)
+
+
+@pytest.mark.parametrize('keep', [clips_in_memory, clips_on_disk])
+def test_damaged_recordings_are_all_named_before_training(recordings, damaged, keep):
+    with pytest.raises(InputError) as refused:
+        keep([*recordings[:2], *damaged, *recordings[2:]], 16_000)
+    assert '2 of 26 inputs cannot be used' in str(refused.value)
+    assert 'torn.flac breaks off' in str(refused.value)
+    assert 'text.wav is not audio' in str(refused.value)
+
+
+@pytest.mark.parametrize('keep', [clips_in_memory, clips_on_disk])
+def test_lengths_are_those_of_what_the_files_hold(tmp_path, golden, keep):
+    whole = sounds.riff(sounds.question().tobytes(), size=0)
+    (tmp_path / 'killed.wav').write_bytes(whole)
+    (tmp_path / 'two.wav').write_bytes(whole * 2)
+    paths = [golden('audio/question_pipe.flac'), tmp_path / 'killed.wav', tmp_path / 'two.wav',
+             golden('audio/question_no_count.mp3')]  # fmt: skip
+    clips = keep([Recording(str(path)) for path in paths], 16_000)
+    assert clips.lengths.tolist() == [25280, 25280, 50560, 26496]
+    assert [len(clips.read(i)) for i in range(4)] == clips.lengths.tolist()
 
 
 def test_perturbation(rng):
@@ -231,6 +267,23 @@ def test_an_interrupted_store_goes_on_where_it_stopped(recordings, tmp_path):
     none = Peaks()
     tokenize_recordings(none, recordings, part, versions=3, seed=5)
     assert none.calls == 0
+
+
+def test_codes_of_the_good_ones_among_damaged_recordings_are_kept(recordings, damaged, tmp_path):
+    alone, path = tmp_path / 'alone.jsonl', tmp_path / 'codes.jsonl'
+    tokenize_recordings(Peaks(), recordings, alone, versions=2)
+    late = Recording(str(tmp_path / 'nan.wav'))
+    soundfile.write(late.audio, np.full(4000, np.nan), 16_000, 'FLOAT')
+    mixed = [*recordings[:3], *damaged, late, *recordings[3:]]
+    with pytest.raises(InputError) as refused:
+        tokenize_recordings(Peaks(), mixed, path, versions=2)
+    assert f'3 of 27 recordings are not in {path}; the others are.' in str(refused.value)
+    assert str(refused.value).count('nan.wav has a sample that is no number') == 1
+    assert 'torn.flac breaks off' in str(refused.value)
+    assert path.read_text() == alone.read_text()
+    again = Peaks()
+    tokenize_recordings(again, recordings, path, versions=2)
+    assert again.calls == 0
 
 
 def test_bad_stores(recordings, tmp_path):
