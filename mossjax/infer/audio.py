@@ -5,13 +5,9 @@ it. Whatever a file holds is read, or the file is refused.
 """
 
 from collections.abc import Iterable, Iterator
-import contextlib
-import dataclasses
-import io
 import itertools
 import os
 from pathlib import Path
-import stat
 
 import numpy as np
 
@@ -20,7 +16,8 @@ from mossjax.errors import InputError
 from mossjax.files import replacing
 from mossjax.infer.formats import reader
 from mossjax.infer.formats.block import Block, Header, say
-from mossjax.infer.formats.view import View
+from mossjax.infer.formats.level import Level
+from mossjax.infer.formats.source import Source
 from mossjax.ops.resample import resample
 
 # One frame of the log-mel: less than that holds no sound to speak of.
@@ -29,55 +26,12 @@ SHORTEST_SECONDS = 0.01
 LONGEST_SECONDS = 30 * 60
 # Lossy decoders overshoot full scale by a little; integers stored as floats by a factor of 32768.
 LOUDEST = 8.0
-# The first channel is silence beside another that is so much louder (30 dB) and not silence itself.
-SILENT, HEARD = 0.03, 1e-4
-MOST_PIPED = 1 << 30  # bytes taken from a pipe
 # Suffix -> format and coding of libsndfile, for writing.
 WRITTEN = {
     '.wav': ('WAV', 'PCM_16'), '.flac': ('FLAC', 'PCM_16'), '.ogg': ('OGG', 'VORBIS'),
     '.opus': ('OGG', 'OPUS'), '.mp3': ('MP3', 'MPEG_LAYER_III'),
 }  # fmt: skip
 WRITTEN_AT_ONCE = 1 << 16  # samples; libsndfile overflows its stack on longer writes of Vorbis
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A recording that can be read as often as wanted.
-
-    Attributes:
-      name: as it was given, for messages.
-      file: where it is.
-      piped: what a pipe gave, which can be read but once; None for a file.
-    """
-
-    name: str
-    file: Path
-    piped: bytes | None = None
-
-    @classmethod
-    def of(cls, path: 'str | os.PathLike | Source') -> 'Source':
-        """
-        Raises:
-          InputError: there is no such file, it cannot be read or is empty.
-        """
-        if isinstance(path, Source):
-            return path
-        file, name = paths.file_to_read(path, 'recording'), paths.printable(path)
-        with paths.errors_of(path, 'read'):
-            found = file.stat()
-            piped = None if stat.S_ISREG(found.st_mode) else _drained(file, name)
-        if not (found.st_size if piped is None else piped):
-            raise InputError(f'{name} is empty; record or copy it again')
-        return cls(name, file, piped)
-
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[View]:
-        """The bytes."""
-        if self.piped is not None:
-            yield View(io.BytesIO(self.piped))
-            return
-        with paths.errors_of(self.file, 'read'), open(self.file, 'rb') as file:
-            yield View(file)
 
 
 def read_header(path: str | os.PathLike | Source) -> Header:
@@ -126,7 +80,7 @@ def load(path: str | os.PathLike | Source, rate: int) -> np.ndarray:
     """
     source = Source.of(path)
     pieces: list[tuple[int, list[np.ndarray]]] = []
-    level, seconds = _Level(source.name), 0.0
+    level, seconds = Level(source.name), 0.0
     with source.opened() as view:
         found = reader.survey(view, source.name)
         for block in itertools.chain.from_iterable(
@@ -227,36 +181,6 @@ def _format(path: str | os.PathLike) -> tuple[str, str] | None:
     return WRITTEN['.wav'] if piped else WRITTEN.get(Path(path).suffix.lower())
 
 
-class _Level:
-    """Compares the loudness of channels, to find speech that nobody would hear."""
-
-    def __init__(self, name: str):
-        self._name, self._energy, self._count = name, np.zeros(1), 0
-
-    def add(self, samples: np.ndarray) -> None:
-        """samples: (w, c)."""
-        if samples.shape[1] < 2:
-            return
-        energy = np.einsum('wc,wc->c', samples, samples, dtype=np.float64)
-        if len(energy) != len(self._energy):
-            self._energy, self._count = np.zeros(len(energy)), 0
-        self._energy += energy
-        self._count += len(samples)
-
-    def check(self) -> None:
-        """Warns if the first channel is silent beside another."""
-        level = np.sqrt(self._energy / max(1, self._count))
-        loudest = int(level.argmax())
-        if level[loudest] < HEARD or level[0] > SILENT * level[loudest]:
-            return
-        side = ' (the right one)' if len(level) == 2 else ''
-        say(
-            f'{self._name}: the first of its {len(level)} channels is heard and is silent, the '
-            f'sound is on channel {loudest + 1}{side}; make that the only one: ffmpeg -i IN -af '
-            f'"pan=mono|c0=c{loudest}" OUT.wav'
-        )
-
-
 def _say(remarks: Iterable[str], name: str) -> None:
     for remark in remarks:
         say(f'{name} {remark}')
@@ -289,14 +213,3 @@ def _check_longest(seconds: float, name: str) -> None:
             f'{name} is longer than {LONGEST_SECONDS // 60} minutes, the limit; cut it into '
             'shorter files'
         )
-
-
-def _drained(path: Path, name: str) -> bytes:
-    """All that a pipe gives."""
-    with open(path, 'rb') as pipe:
-        if pipe.isatty():
-            raise InputError(f'{name} is a terminal; give a recording, or pipe one in')
-        content = pipe.read(MOST_PIPED + 1)
-    if len(content) > MOST_PIPED:
-        raise InputError(f'{name} gives more than {MOST_PIPED >> 20} MiB; write it to a file first')
-    return content

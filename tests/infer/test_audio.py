@@ -11,6 +11,7 @@ import soundfile
 
 from mossjax.errors import InputError
 from mossjax.infer import audio
+from mossjax.infer.formats import source
 from tests import sounds
 
 PCM = sounds.question()
@@ -168,22 +169,22 @@ def test_a_pipe_is_read_once(tmp_path):
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=[sounds.riff(PCM.tobytes(), size=0)])
     writer.start()
-    source = audio.Source.of(pipe)
+    piped = audio.Source.of(pipe)
     writer.join()
-    assert audio.read_header(source).frames == len(PCM)
-    np.testing.assert_array_equal(audio.load(source, 16000), PCM / np.float32(32768))
+    assert audio.read_header(piped).frames == len(PCM)
+    np.testing.assert_array_equal(audio.load(piped, 16000), PCM / np.float32(32768))
 
 
 def test_pipes_that_give_nothing_or_too_much(tmp_path, monkeypatch):
     with pytest.raises(InputError, match='/dev/null is empty'):
         audio.load('/dev/null', 16000)
-    monkeypatch.setattr(audio, 'MOST_PIPED', 1 << 20)
+    monkeypatch.setattr(source, 'MOST_PIPED', 1 << 20)
     with pytest.raises(InputError, match='/dev/zero gives more than 1 MiB'):
         audio.load('/dev/zero', 16000)
 
 
 @pytest.mark.parametrize('quiet, sound, said', [
-    (0.0, [0.0, 0.3], 'channel 2 .the right one.* pan=mono|c0=c1'),
+    (0.0, [0.0, 0.3], r"on channel 2 .the right one.* ffmpeg -i .*a.wav -af 'pan=mono\|c0=c1'"),
     (1e-3, [1e-3, 0.3], 'channel 2 .the right one'),  # hum of an open input
     (0.0, [0.0, 0.0, 0.0, 0.3, 0.1, 0.0], 'of its 6 channels is heard and is silent.* channel 4'),
     (0.1, [0.1, 0.3], ''),

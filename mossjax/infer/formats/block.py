@@ -61,13 +61,13 @@ def say(message: str) -> None:
     logging.warning('%s', message)
 
 
-def by_ffmpeg(name: str, options: str = '') -> str:
-    """The command that converts a file to WAV."""
+def by_ffmpeg(name: str, before: str = '', after: str = '') -> str:
+    """The command that converts a file to WAV, with options before and after its name."""
     path = PurePath(name)
     wav = path.with_suffix('.wav')
     wav = wav if wav != path else path.with_stem(f'{path.stem}-mended')
-    options = f'{options} ' if options else ''
-    return f'ffmpeg {options}-i {shlex.quote(name)} {shlex.quote(str(wav))}'
+    words = ['ffmpeg', before, '-i', shlex.quote(name), after, shlex.quote(str(wav))]
+    return ' '.join(word for word in words if word)
 
 
 def remedy(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from mossjax.errors import InputError
 from mossjax.infer.formats.block import by_ffmpeg
-from mossjax.infer.formats.view import Part, Survey, View, several
+from mossjax.infer.formats.view import NOT_ZERO, Part, Survey, View, several
 
 # 32-bit sizes from here on stand for "unknown": sox, arecord and ffmpeg each have their own.
 UNKNOWN_32, UNKNOWN_64 = 0x7FFF0000, 1 << 62
@@ -122,10 +122,11 @@ def end(view: View, data: Chunk, kind: Kind, ends: int | None, name: str) -> End
             return End(stop, following=following)
     if ends is None or ends > stop + kind.align:
         return End(view.size, cut(data.size, view.size - data.start))
+    mend = by_ffmpeg(name, '-ignore_length 1') if kind is LITTLE else 'save it again as WAV'
     raise InputError(
         f'{name} goes on for {view.size - stop} bytes behind the end that its header gives. If '
-        f'they are sound, mend the header: {by_ffmpeg(name, "-ignore_length 1")}; if they are '
-        f'not, leave them out: {by_ffmpeg(name)}'
+        f'they are sound, mend the header: {mend}; if they are not, leave them out: '
+        f'{by_ffmpeg(name)}'
     )
 
 
@@ -187,7 +188,7 @@ def _is_padding(view: View, at: int) -> bool:
     """Whether tags of another format follow, or zeros alone."""
     if view.at(at, 16).startswith(PADDING):
         return True
-    return next(view.find(re.compile(rb'[^\0]'), at), None) is None
+    return next(view.find(NOT_ZERO, at), None) is None
 
 
 def unless_unknown(stop: int, size: int, kind: Kind) -> int | None:

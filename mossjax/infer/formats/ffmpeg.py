@@ -6,6 +6,7 @@ import numpy as np
 
 from mossjax.errors import InputError
 from mossjax.infer.formats.block import (
+    MISSING_SECONDS,
     Block,
     by_ffmpeg,
     check_complete,
@@ -73,6 +74,7 @@ def _stream(container, frames: int | None, name: str) -> Iterator[Block]:
     if stream.codec_context is None:
         raise InputError(f'{name} is in a coding that FFmpeg does not know; give a WAV')
     decoder, got, seconds, damaged = _decoder(stream), 0, 0.0, None
+    start, gaps = None, 0.0  # of the clock that the file gives its samples
     for packet in container.demux(stream):
         try:
             decoded = decoder.decode(packet if packet.size else None)
@@ -85,6 +87,11 @@ def _stream(container, frames: int | None, name: str) -> Iterator[Block]:
             if damaged and seconds and frames is None and packet.size:
                 raise _broken(name, seconds, damaged)
             damaged = damaged if seconds else None
+            if frame.time is not None:
+                late = frame.time - seconds
+                start = late if start is None else start
+                if late - start > MISSING_SECONDS:
+                    gaps, start = gaps + late - start, late
             check_format(frame.sample_rate, frame.layout.nb_channels, name)
             samples = _samples(frame)
             if not got:
@@ -99,6 +106,8 @@ def _stream(container, frames: int | None, name: str) -> Iterator[Block]:
         # The length of MP4 is a count of what its tables list; others are estimates.
         promised = round(stream.duration * stream.time_base * rate)
         check_complete(round(seconds * rate), promised, rate, name)
+    if gaps and frames is None:
+        say(f'{name} has gaps of {gaps:.2f} s in all, where samples are missing')
     if damaged and frames is None:
         say(f'{name} ends in bytes that cannot be decoded; it may be cut off')
 

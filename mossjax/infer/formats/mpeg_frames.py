@@ -6,10 +6,9 @@ main structure, 3.1; APEv2.
 
 from collections.abc import Iterator
 import itertools
-import re
 from typing import NamedTuple
 
-from mossjax.infer.formats.view import View
+from mossjax.infer.formats.view import NOT_ZERO, View
 
 # kbit/s by index, for MPEG-1 layers 1, 2, 3 and for half rates layer 1 and layers 2, 3.
 BITRATES = {
@@ -24,7 +23,6 @@ RATES = {0b11: (44100, 48000, 32000), 0b10: (22050, 24000, 16000), 0b00: (11025,
 WINDOW = 1 << 16  # bytes in which the first frames are, behind what a broadcast was cut into
 RUN = 4  # frames that touch each other are no chance
 CONTAINERS = (b'RIFF', b'\x1a\x45\xdf\xa3', b'FLV', b'\0\0\1', b'OggS', b'fLaC')
-NOT_ZERO = re.compile(rb'[^\0]')
 
 
 class Frame(NamedTuple):

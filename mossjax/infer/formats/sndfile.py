@@ -73,8 +73,7 @@ def decode(file, skip: int, promised: int | None, name: str) -> Iterator[Block]:
             raise InputError(
                 f'{name} breaks off or is damaged {max(0, got) / file.samplerate:.0f} s from its '
                 f'start or later ({error.error_string.rstrip(".")}); copy it again, or keep what '
-                f'is left: '
-                f'{by_ffmpeg(name)}'
+                f'is left: {by_ffmpeg(name)}'
             ) from None
         if not len(samples):
             break

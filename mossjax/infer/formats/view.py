@@ -7,6 +7,7 @@ import re
 from typing import BinaryIO
 
 BLOCK = 1 << 20  # bytes searched at once
+NOT_ZERO = re.compile(rb'[^\0]')
 
 
 class View(io.RawIOBase):
@@ -38,13 +39,12 @@ class View(io.RawIOBase):
         self, pattern: re.Pattern, start: int = 0, stop: int | None = None, longest: int = 64
     ) -> Iterator[int]:
         """Offsets of the matches (of at most `longest` bytes) between start and stop, in order."""
-        stop, done = self.size if stop is None else stop, -1
+        stop = self.size if stop is None else stop
         for block in range(start, stop, BLOCK):
             text = self.at(block, min(BLOCK + longest, stop - block))
             for match in pattern.finditer(text):
-                if match.start() < BLOCK and block + match.start() > done:
-                    done = block + match.start()
-                    yield done
+                if match.start() < BLOCK:
+                    yield block + match.start()
 
     def part(self, start: int, stop: int, head: bytes = b'') -> 'View':
         """A stretch of this one under another head."""

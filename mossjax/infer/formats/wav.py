@@ -16,6 +16,7 @@ from mossjax.infer.formats.view import Part, Survey, View
 MAGIC = re.compile(rb'(?:RIFF|RIFX|RF64|BW64)[\0-\xff]{4}WAVE|riff\x2e\x91\xcf\x11')
 # Codings whose blocks are one sample of each channel: integers, floats, A-law, mu-law, extensible.
 PLAIN = {1, 3, 6, 7, 0xFFFE}
+WIDTHS = {1, 2, 3, 4, 8}  # bytes of a sample
 MPEG = {0x50, 0x55}
 
 
@@ -38,7 +39,8 @@ def _one(view: View, start: int, name: str) -> Found:
             'record or copy it again'
         )
     order = kind.size[0]
-    tag, channels, rate, _, block = struct.unpack(order + 'HHIIH', fmt[:14])
+    fields = struct.unpack(order + 'HHIIHH', fmt[:16].ljust(16, b'\0'))
+    tag, channels, rate, _, block, bits = fields
     check_format(rate, channels, name)
     size = chunk.size
     if size == 0xFFFFFFFF and b'ds64' in found:
@@ -49,7 +51,12 @@ def _one(view: View, start: int, name: str) -> Found:
         inside = mpeg(view.part(chunk.start, stop), name)
         part = inside.parts[0].moved(chunk.start)
         return Found(part, (remark, *inside.remarks), following)
-    frames = (stop - chunk.start) // block if tag in PLAIN and block else None
+    frames, width = None, (bits + 7) // 8
+    # A block of other bytes than its samples have is a slip, but for wider ones: padded samples.
+    if tag in PLAIN and width in WIDTHS and not width * channels < block <= 4 * channels:
+        block = width * channels
+        fmt = fmt[:12] + struct.pack(order + 'H', block) + fmt[14:]
+        frames = (stop - chunk.start) // block
     head = _head(fmt, stop - chunk.start, order)
     return Found(Part(chunk.start, stop, head, frames), (remark,), following)
 

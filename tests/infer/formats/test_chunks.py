@@ -61,6 +61,8 @@ WHOLE = {
     'beyond two gigabytes': riff(PCM, 2**31, 2**31 + 36),
     'size of an older moment': riff(PCM, N // 2),
     'no file size': riff(PCM, whole=0),
+    'blocks of 102 bytes': patched(riff(PCM), 32, b'\x66\0'),
+    'blocks of no bytes': patched(riff(PCM), 32, b'\0\0'),
     'odd chunk before': riff(PCM, before=ODD + b'\0'),
     'odd chunk before, not padded': riff(PCM, before=ODD),
     'odd chunk behind': riff(PCM, after=ODD + b'\0'),

@@ -1,6 +1,8 @@
 """What phones and browsers record, by FFmpeg. The files are written by FFmpeg's own encoders."""
 
+import io
 import pathlib
+import re
 import sys
 import tempfile
 
@@ -10,6 +12,8 @@ import pytest
 
 from mossjax.errors import InputError
 from mossjax.infer import audio
+from mossjax.infer.formats.ogg import pages
+from mossjax.infer.formats.view import View
 from tests import sounds
 
 QUESTION = sounds.question()
@@ -94,6 +98,19 @@ def test_the_delay_of_opus_is_left_out(tmp_path):
     assert int(np.correlate(wav, WANT[500:-500], 'valid').argmax()) == 500
 
 
+def test_speech_from_a_phone_with_its_pauses(golden, tmp_path, caplog):
+    content = golden('audio/question.amr').read_bytes()
+    path = tmp_path / 'twice.amr'
+    path.write_bytes(content * 2)
+    once, twice = audio.load(golden('audio/question.amr'), 16000), audio.load(path, 16000)
+    assert len(once) == 79 * 320  # frames of 20 ms
+    np.testing.assert_array_equal(twice, np.tile(once, 2))
+    span = np.correlate(once, WANT[2000:-2000], 'valid')
+    heard = once[int(span.argmax()) :][: len(WANT) - 4000]
+    assert np.corrcoef(heard, WANT[2000:-2000])[0, 1] > 0.5  # at 4.75 kbit/s
+    assert 'twice.amr holds 2 recordings' in sounds.said(caplog)
+
+
 def test_the_first_of_several_tracks_is_heard(tmp_path, caplog):
     path = tmp_path / 'a.mp4'
     path.write_bytes(_encoded('mp4', 'aac', tracks=2, picture=True))
@@ -125,6 +142,18 @@ def test_aac_that_breaks_off_says_so(tmp_path, caplog):
     path.write_bytes(content[: len(content) // 2])
     assert 0.3 < len(audio.load(path, 16000)) / 25280 < 0.7
     assert 'a.aac ends in bytes that cannot be decoded' in sounds.said(caplog)
+
+
+def test_missing_pages_are_said(tmp_path, caplog):
+    content = _encoded('ogg', 'flac', times=8)
+    found = [content[page.start : page.stop] for page in pages(View(io.BytesIO(content)))]
+    middle = len(found) // 2
+    path = tmp_path / 'a.oga'
+    path.write_bytes(b''.join(found[:middle] + found[middle + 1 :]))
+    lost = 8 * 1.58 - len(audio.load(path, 16000)) / 16000
+    assert lost > 0.2
+    gaps = re.search('a.oga has gaps of (.*) s in all', sounds.said(caplog)).group(1)
+    assert float(gaps) == pytest.approx(lost, abs=0.01)
 
 
 def test_titles_may_be_in_any_encoding(tmp_path):
