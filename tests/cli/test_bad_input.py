@@ -54,7 +54,7 @@ def refused(capsys, command, *args):
 
 
 def listing(folder):
-    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob('*'))}
+    return {path: path.lstat().st_mtime_ns for path in sorted(folder.rglob('*'))}
 
 
 @pytest.fixture(scope='module')
