@@ -18,6 +18,7 @@ ORDER = [
     ['', 'errors'],
     ['values', 'paths'],
     ['files'],
+    ['steps'],
     ['ops'],
     ['nn'],
     ['models'],

@@ -5,6 +5,10 @@ import json
 from absl import logging
 import numpy as np
 
+from mossjax.files import replacing, room_for
+from mossjax.paths import in_bucket
+
+NAME = 'metrics.jsonl'
 AMOUNTS = ('tokens', 'audio_seconds')
 
 
@@ -18,15 +22,14 @@ class Recorder:
     """
 
     def __init__(self, workdir, step: int):
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._path = workdir / 'metrics.jsonl'
+        self._path = workdir / NAME
         self._text = ''.join(_line(x) for x in read(self._path) if x['step'] <= step)
-        whole = workdir / 'metrics.jsonl.tmp'
-        whole.write_text(self._text)
-        whole.replace(self._path)
         self._events = None
-        if '://' in str(workdir):
-            return  # objects in a bucket cannot grow
+        if in_bucket(workdir):  # where objects cannot grow
+            self._path.write_text(self._text)
+            return
+        with replacing(self._path) as temporary:
+            temporary.write_text(self._text)
         import tensorboardX
 
         self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
@@ -37,7 +40,7 @@ class Recorder:
             self._text += new
             self._path.write_text(self._text)
             return
-        with open(self._path, 'a') as lines:
+        with room_for(self._path), open(self._path, 'a') as lines:
             lines.write(new)
         for name, value in values.items():
             self._events.add_scalar(name, value, step)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from mossjax import checkpoint
@@ -29,9 +30,14 @@ Start = Callable[[dict], dict]  # the parameters' abstract tree -> parameters
 
 
 class Run(NamedTuple):
-    """What `train.loop.fit` needs beside config and workdir; no start means fresh parameters."""
+    """What `train.loop.fit` needs beside the workdir; no start means fresh parameters.
+
+    Attributes:
+      config: complete, with the defaults of all keys.
+    """
 
     task: Task
+    config: ConfigDict
     init_from: Start | None
 
 

@@ -223,8 +223,8 @@ class Heavy(ToyTask):
 def _toy():
     """`mossjax train` knows a task that compiles in a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FACTORIES, 'toy', lambda config: starts.Run(
-            Heavy(), starts.from_workdir(config.init_from)
+        patch.setitem(tasks.FACTORIES, 'toy', lambda config, fresh: starts.Run(
+            Heavy(), config, starts.from_workdir(config.init_from if fresh else '')
         ))
         yield
 
