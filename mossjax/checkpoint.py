@@ -6,13 +6,12 @@ mesh. A step exists only once it is complete: a process killed while it writes, 
 leaves the step before untouched.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import importlib.metadata
 import logging as logging_lib
 import os
 import shutil
-import tempfile
 from typing import Any
 
 from absl import logging
@@ -68,6 +67,7 @@ class Checkpoints:
             steps.remove_unfinished(self.directory)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._bytes = 0  # of the last save
+        self._failed = False
         _full_in_threads.clear()
         with _disk(self.directory):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -86,7 +86,7 @@ class Checkpoints:
         empty = [name for name in TREES if name not in args]
         content = {**meta, 'step': step, 'versions': versions(), 'empty': empty}
         self._bytes = sum(x.nbytes for x in jax.tree.leaves([items[name] for name in args]))
-        with _disk(self.directory, self._bytes):
+        with self._writing():
             self._manager.save(step, args=ocp.args.Composite(
                 **args, meta=ocp.args.JsonSave(content)
             ))
@@ -97,14 +97,30 @@ class Checkpoints:
         Raises:
           InputError: the disk took no more.
         """
-        with _disk(self.directory, self._bytes):
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Waits and releases; raises as `wait` does."""
-        with _disk(self.directory, self._bytes):
-            self._manager.close()
+        """Waits and releases; raises as `wait` does.
+
+        What a failed save has left is removed, which on a full disk gives room.
+        """
+        try:
+            with self._writing():
+                self._manager.close()
+        finally:
+            if self._failed and jax.process_count() == 1:
+                steps.remove_unfinished(self.directory)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            with _disk(self.directory, self._bytes):
+                yield
+        except Exception:
+            self._failed = True
+            raise
 
     def restore(self, abstract: Mapping[str, Any], step: int | None = None) -> tuple[dict, dict]:
         """See `restore`."""
@@ -142,10 +158,10 @@ def restore(
             )
             for name, tree in wanted.items()
         }  # fmt: skip
-    except InputError:
+    except (InputError, RuntimeError, MemoryError):  # of memory, or of the devices
         raise
-    except (ValueError, KeyError, OSError) as error:
-        said = str(error).split(' [tensorstore_spec')[0]
+    except Exception as error:  # Orbax wraps what it meets in one without a type
+        said = str(error.__cause__ or error).split(' [tensorstore_spec')[0]
         raise InputError(
             f'{where} cannot be read as {", ".join(wanted)}: {said}. If optim.frozen or the '
             'optimiser changed, start a new workdir from its parameters: --config.init_from. If '
@@ -228,8 +244,7 @@ def _takes(directory, needed: int) -> bool:
     if '://' in str(directory):
         return True
     try:
-        with tempfile.TemporaryFile(dir=directory, buffering=0) as probe:
-            probe.write(bytes(paths.PROBE_BYTES))
+        paths.try_file(directory)
         return shutil.disk_usage(directory).free > needed
     except OSError as error:
         return error.errno not in FULL
@@ -238,13 +253,15 @@ def _takes(directory, needed: int) -> bool:
 # ------------------------------------------------------- single arrays, for those who stream them
 
 
-def find_step(directory: str | os.PathLike, step: int | None = None) -> int:
-    """The step asked for, or the last one.
+def find_step(
+    directory: str | os.PathLike, step: int | None = None, items: Sequence[str] = PARAMS
+) -> int:
+    """The step asked for, or the last one that has these items, whole.
 
     Raises:
       InputError: there is none.
     """
-    return steps.find(directory, step, PARAMS)
+    return steps.find(directory, step, items)
 
 
 def read_shapes(directory: str | os.PathLike, step: int, item: str = 'params') -> dict:

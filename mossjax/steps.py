@@ -16,6 +16,7 @@ from etils import epath
 from mossjax import paths, values
 from mossjax.errors import InputError
 
+CHECKPOINTS = 'checkpoints'  # the folder of the steps in the workdir of a run
 META = 'meta'
 TREES = ('params', 'opt_state', 'extra')
 ASIDE = 'torn-'  # before the number of a folder that a run has moved out of its way
@@ -211,6 +212,10 @@ def _check_item(folder: epath.Path, item: str) -> None:
     if not (folder / item).is_dir():
         raise InputError(f'{item} is missing')
     tree = _json(folder / item / '_METADATA', f'{item}/_METADATA')
+    beside = [folder / item / '_sharding', *(folder / item).glob('array_metadatas/process_*')]
+    for path in beside:  # not needed, but read where they are
+        if path.exists():
+            _json(path, f'{item}/{path.relative_to(folder / item)}')
     if tree.get('use_ocdbt', True):
         _check_database(folder, item)
         return

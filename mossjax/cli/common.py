@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import functools
-import os
 import pathlib
 import sys
 import textwrap

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from mossjax import checkpoint, steps
 from mossjax.checkpoint import Checkpoints
 from mossjax.data.pipeline import prefetch
+from mossjax.errors import InputError
+from mossjax.files import available_memory
 from mossjax.parallel import distributed, rules, sharding
 from mossjax.parallel.mesh import MeshConfig, make_mesh
-from mossjax.steps import as_path
+from mossjax.steps import CHECKPOINTS, as_path
 from mossjax.train import metrics, optim
 from mossjax.train import state as state_lib
 from mossjax.train.config import changes
@@ -25,7 +27,6 @@ from mossjax.train.step import compiled_step
 from mossjax.train.task import Task
 
 Params = dict | Callable[[dict], dict]
-CHECKPOINTS = 'checkpoints'  # in a workdir
 
 
 def saved_step(workdir) -> int | None:
@@ -64,6 +65,7 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
         task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
     )
     _describe(plan)
+    _check_memory(plan)
 
     # ---- Data: the first batch is looked at before anything is written.
     if done < config.steps:
@@ -125,6 +127,24 @@ def _describe(plan: Plan) -> None:
         f'{sharding.bytes_per_device(plan.abstract.opt_state):,}',
     )
     logging.debug('%s', sharding.report(plan.abstract.params))
+
+
+def _check_memory(plan: Plan) -> None:
+    """
+    Raises:
+      InputError: parameters and optimiser alone are more than a device holds.
+    """
+    devices = plan.mesh.local_devices
+    room = (devices[0].memory_stats() or {}).get('bytes_limit')
+    if room is None and (free := available_memory()) is not None:  # CPU devices share the host's
+        room = free // len(devices)
+    needed = sharding.bytes_per_device(plan.abstract)
+    if room is not None and needed > room:
+        raise InputError(
+            f'parameters and optimiser state take {needed / 1e9:,.1f} GB of each device, which has '
+            f'{room / 1e9:,.1f} GB: take a smaller config.model or more devices (mesh '
+            f'{dict(plan.mesh.shape)})'
+        )
 
 
 def _resume(plan: Plan, workdir, start: int, config) -> TrainState:

@@ -1,6 +1,10 @@
 """Numbers of a run: `metrics.jsonl` (one line an interval) and TensorBoard events."""
 
 import json
+import os
+import socket
+import struct
+import time
 
 from absl import logging
 import numpy as np
@@ -19,6 +23,9 @@ class Recorder:
       workdir: holds metrics.jsonl and tensorboard/; in a bucket, only the former.
       step: updates done so far; lines of a run that died after that step are dropped, since they
         will be written again.
+
+    Raises:
+      InputError: the disk takes no more, here and in `write`.
     """
 
     def __init__(self, workdir, step: int):
@@ -30,9 +37,7 @@ class Recorder:
             return
         with replacing(self._path) as temporary:
             temporary.write_text(self._text)
-        import tensorboardX
-
-        self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+        self._events = _Events(workdir / 'tensorboard', step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         new = _line({'step': step, **values})
@@ -42,12 +47,47 @@ class Recorder:
             return
         with room_for(self._path), open(self._path, 'a') as lines:
             lines.write(new)
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        self._events.write(step, values)
 
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+
+class _Events:
+    """A TensorBoard event file, written at once and in this thread: a full disk shows here."""
+
+    def __init__(self, folder, step: int):
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
+        self._path = folder / name
+        with room_for(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, 'ab', buffering=0)
+        self._add(Event(file_version='brain.Event:2'))
+        # Hides what a run that died has shown of later steps.
+        self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(Event(step=step, summary=Summary(value=shown)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, event) -> None:
+        from tensorboardX.record_writer import masked_crc32c
+
+        event.wall_time = time.time()
+        data = event.SerializeToString()
+        header = struct.pack('<Q', len(data))
+        sums = (struct.pack('<I', masked_crc32c(x)) for x in (header, data))
+        with room_for(self._path):
+            self._file.write(header + next(sums) + data + next(sums))
 
 
 def _line(values: dict) -> str:
