@@ -19,7 +19,7 @@ from mossjax.models.flow.loss import flow_loss, mu_loss
 from mossjax.models.tokenizer import quantizer
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.train import flow_task, starts, tokenizer_task
-from mossjax.train.config import options
+from mossjax.train.config import options, path
 from mossjax.train.flow_task import FlowTask
 from mossjax.train.starts import Run
 from mossjax.train.tokenizer_task import TokenizerTask
@@ -52,16 +52,16 @@ class SpeechData:
         the store has (decoder).
     """
 
-    manifest: str
+    manifest: str = path()
     seconds: float = ranged(Range(0, 1e6, above=True))
     only: Mapping[str, list] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, int] = ranged(COUNT, default_factory=dict)
     buckets: int = ranged(Range(1, speech.MOST_EDGES, whole=True), 4)
     room: float = ranged(Range(0, 3600), 0.0)
     keep: str = 'memory'
-    inventory: str = ''
-    tokenizer: str = ''
-    codes: str = ''
+    inventory: str = path(default='')
+    tokenizer: str = path(default='')
+    codes: str = path(default='')
     undisturbed: float = ranged(SHARE, 0.0)
 
     def recordings(self) -> list[Recording]:

@@ -15,7 +15,7 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict, config_dict
 
-from mossjax import values
+from mossjax import paths, values
 from mossjax.errors import InputError
 from mossjax.parallel.mesh import MeshConfig
 from mossjax.train.optim import OptimConfig
@@ -122,7 +122,24 @@ def options(section: Mapping, kind: type, where: str) -> Any:
               if f.default is empty and f.default_factory is empty and f.name not in plain]
     if absent:
         raise InputError(f'config.{where} lacks {", ".join(absent)}; set it in the experiment file')
+    for field in dataclasses.fields(kind):
+        if field.metadata.get('path') and field.name in plain:
+            plain[field.name] = expand(plain[field.name], f'config.{where}.{field.name}')
     return kind(**plain)
+
+
+def expand(value: Any, name: str) -> Any:
+    """A path of a config, or each of a mapping, by the rule for all paths; '' is none.
+
+    Raises:
+      InputError: it is of no known kind, or in a bucket that cannot be reached from here.
+    """
+    if isinstance(value, Mapping):
+        return {key: expand(each, f'{name}.{key}') for key, each in value.items()}
+    if value:
+        value = paths.expand(value, name)
+        paths.need_buckets(value, name)
+    return value
 
 
 def changes(before: Mapping, now: Mapping) -> list[str]:
@@ -140,6 +157,11 @@ def changes(before: Mapping, now: Mapping) -> list[str]:
         f'{values.shown(new[key]) if key in new else "(not set)"}'
         for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
     ]
+
+
+def path(**more: Any) -> Any:
+    """A field that names a file or folder, or a mapping whose values do."""
+    return dataclasses.field(metadata={'path': True}, **more)
 
 
 def group(kind: type) -> Any:

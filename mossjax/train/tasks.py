@@ -23,7 +23,7 @@ from mossjax.nn.remat import remat
 from mossjax.nn.splash import splash
 from mossjax.ops.attention import attention
 from mossjax.train import codec_tasks, starts
-from mossjax.train.config import complete, group, options
+from mossjax.train.config import complete, expand, group, options, path
 from mossjax.train.lm_task import LMTask
 from mossjax.train.starts import Run
 from mossjax.values import NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
@@ -44,8 +44,8 @@ class LMModel:
         weights themselves.
     """
 
-    config: str
-    tokenizer: str = ''
+    config: str = path()
+    tokenizer: str = path(default='')
     attention: str = 'reference'
     remat: str = 'none'
     lora: Mapping = group(Lora)
@@ -53,8 +53,8 @@ class LMModel:
     def read(self) -> LMConfig:
         if self.config == 'released':
             return LMConfig.released()
-        path = Path(self.config) / 'config.json'
-        return LMConfig.from_hf(read_json(path), where=str(path))
+        file = Path(self.config) / 'config.json'
+        return LMConfig.from_hf(read_json(file), where=str(file))
 
     def open_tokenizer(self) -> TextTokenizer | None:
         return TextTokenizer.open(self.tokenizer) if self.tokenizer else None
@@ -70,7 +70,7 @@ class LMData:
       batch_size: rows of a global batch.
     """
 
-    rows: Mapping[str, str]
+    rows: Mapping[str, str] = path()
     weights: Mapping[str, float] = ranged(POSITIVE)
     batch_size: int = ranged(Range(1, 1_000_000, whole=True))
 
@@ -154,4 +154,5 @@ def make(config: ConfigDict, *, fresh: bool = True) -> Run:
         raise InputError(f'config.task is {config.task!r}; choose one of {known}')
     config = config.copy_and_resolve_references()
     complete(config, SECTIONS.get(config.task, {}))
+    config.init_from = expand(config.init_from, 'config.init_from') if fresh else config.init_from
     return FACTORIES[config.task](config, fresh)

@@ -92,6 +92,9 @@ def test_a_run_goes_on_from_a_model_and_from_another_run(lm, tmp_path):
         (lambda c: c.update(task='lmm'), "config.task is 'lmm'; choose one of lm, tokenizer, flow"),
         (lambda c: c.data.rows.update(a='nowhere'), 'nowhere: no complete packed data set'),
         (lambda c: c.update(init_from='nowhere'), 'nowhere'),
+        (lambda c: c.update(init_from='hf://org/model'), 'config.init_from hf://org/model: hf:// '),
+        (lambda c: c.data.rows.update(a='s3://b/rows'), 'config.data.rows.a s3://b/rows: s3:// is'),
+        (lambda c: c.model.update(config='gs://B'), 'config.model.config gs://B: a bucket is nam'),
     ],
 )
 def test_a_wrong_choice_is_named(lm, change, message):
