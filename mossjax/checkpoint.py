@@ -6,35 +6,42 @@ mesh. A step exists only once it is complete: a process killed while it writes, 
 leaves the step before untouched.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import importlib.metadata
 import logging as logging_lib
 import os
+import shutil
 from typing import Any
 
 from absl import logging
-from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+from mossjax import paths, steps
 from mossjax.errors import InputError
 from mossjax.files import FULL
 from mossjax.parallel.sharding import check_shapes
+from mossjax.steps import TREES, as_path
 
-TREES = ('params', 'opt_state', 'extra')
+PARAMS = ('params',)
 # How libraries say that the file system takes no more, where they do not keep its error number.
-_FULL_TEXTS = ('No space left', 'quota exceeded', 'File too large', 'RESOURCE_EXHAUSTED')
-
-
-# Orbax warns of what is meant to be so: reading only, and one folder an array.
-_EXPECTED = ('Given directory is read only', 'Skipping merge of OCDBT checkpoints')
+_FULL_TEXTS = ('No space left', 'quota exceeded', 'File too large')
+_EXPECTED = 'Skipping merge of OCDBT checkpoints'  # one folder an array is meant to be so
+_full_in_threads: list[BaseException] = []  # as Orbax's threads have logged them in this run
 
 
 def _ours(record) -> bool:
-    """Orbax tells each of its steps at INFO; a training log should be readable."""
-    expected = any(text in str(record.msg) for text in _EXPECTED)
-    return record.levelno >= logging_lib.WARNING and not expected or 'orbax' not in record.pathname
+    """Orbax tells each of its steps at INFO; a training log should be readable.
+
+    What its threads raise comes back from the next call; their traces are dropped.
+    """
+    if 'orbax' not in record.pathname:
+        return True
+    if record.exc_info and (full := _full_disk(record.exc_info[1])):
+        _full_in_threads.append(full)
+    said = record.exc_info or _EXPECTED in str(record.msg)
+    return record.levelno >= logging_lib.WARNING and not said
 
 
 logging.get_absl_logger().addFilter(_ours)
@@ -44,14 +51,24 @@ class Checkpoints:
     """The checkpoints of one run, written in the background, the last `keep` kept.
 
     Args:
-      directory: made if absent; temporary directories of writers that died are removed.
+      directory: made if absent; temporary directories of writers that died are removed, steps that
+        are torn get another name (see `steps`).
+
+    Raises:
+      InputError: there are steps, and none is whole.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
         self.directory = as_path(directory)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
-        )
+        paths.folder_to_write(self.directory, 'the folder of checkpoints', buckets=True)
+        steps.set_aside(self.directory)
+        if jax.process_index() == 0:
+            # Not left to Orbax, which in a bucket would also remove what only looks unfinished.
+            steps.remove_unfinished(self.directory)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._bytes = 0  # of the last save
+        self._failed = False
+        _full_in_threads.clear()
         with _disk(self.directory):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -68,7 +85,8 @@ class Checkpoints:
         args = {name: ocp.args.PyTreeSave(items[name]) for name in TREES if _leaves(items[name])}
         empty = [name for name in TREES if name not in args]
         content = {**meta, 'step': step, 'versions': versions(), 'empty': empty}
-        with _disk(self.directory):
+        self._bytes = sum(x.nbytes for x in jax.tree.leaves([items[name] for name in args]))
+        with self._writing():
             self._manager.save(step, args=ocp.args.Composite(
                 **args, meta=ocp.args.JsonSave(content)
             ))
@@ -79,27 +97,78 @@ class Checkpoints:
         Raises:
           InputError: the disk took no more.
         """
-        with _disk(self.directory):
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def close(self) -> None:
-        with _disk(self.directory):
-            self._manager.close()
+        """Waits and releases; raises as `wait` does.
+
+        What a failed save has left is removed, which on a full disk gives room.
+        """
+        try:
+            with self._writing():
+                self._manager.close()
+        finally:
+            if self._failed and jax.process_count() == 1:
+                steps.remove_unfinished(self.directory)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            with _disk(self.directory, self._bytes):
+                yield
+        except Exception:
+            self._failed = True
+            raise
 
     def restore(self, abstract: Mapping[str, Any], step: int | None = None) -> tuple[dict, dict]:
-        """(the trees asked for, meta) of a step, the last one by default.
+        """See `restore`."""
+        return restore(self.directory, abstract, step)
 
-        Args:
-          abstract: name -> tree of ShapeDtypeStructs with shardings; the result is laid out so.
 
-        Raises:
-          InputError: there is no such step, or names or shapes of parameters differ.
-        """
-        step = self.latest() if step is None else step
-        if step is None:
-            raise InputError(f'{self.directory} holds no checkpoint; check the path')
-        return _restore(self._manager, self.directory, step, abstract)
+def restore(
+    directory: str | os.PathLike, abstract: Mapping[str, Any], step: int | None = None
+) -> tuple[dict, dict]:
+    """(the trees asked for, meta) of a step, the last whole one by default.
+
+    Args:
+      abstract: name -> tree of ShapeDtypeStructs with shardings; the result is laid out so.
+
+    Raises:
+      InputError: there is no such step, it is torn, or names or shapes of parameters differ.
+    """
+    directory = as_path(directory)
+    wanted = {name: tree for name, tree in abstract.items() if _leaves(tree)}
+    step = steps.find(directory, step, wanted)
+    meta = steps.read_meta(directory, step)
+    where = f'checkpoint {directory}, step {step}'
+    try:
+        lacking = [name for name in wanted if name in meta.get('empty', ())]
+        if lacking:
+            raise ValueError(f'it has no {", ".join(lacking)}')
+        if 'params' in wanted:
+            shapes = read_shapes(directory, step)
+            check_shapes(shapes, wanted['params'], f'{where}: its parameters')
+        found = {
+            name: ocp.PyTreeCheckpointHandler().restore(
+                directory / str(step) / name, args=ocp.args.PyTreeRestore(
+                    tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+                )
+            )
+            for name, tree in wanted.items()
+        }  # fmt: skip
+    except (InputError, RuntimeError, MemoryError):  # of memory, or of the devices
+        raise
+    except Exception as error:  # Orbax wraps what it meets in one without a type
+        said = str(error.__cause__ or error).split(' [tensorstore_spec')[0]
+        raise InputError(
+            f'{where} cannot be read as {", ".join(wanted)}: {said}. If optim.frozen or the '
+            'optimiser changed, start a new workdir from its parameters: --config.init_from. If '
+            f'its files are damaged, move the folder {step} away: the run then goes on from the '
+            'checkpoint before it'
+        ) from error
+    return {**abstract, **found}, meta
 
 
 def restore_params(
@@ -110,9 +179,7 @@ def restore_params(
     Raises:
       InputError: there is no checkpoint, or the parameters are not those of `abstract`.
     """
-    directory, step = _find(directory, step)
-    with ocp.CheckpointManager(directory, options=_READ_ONLY) as manager:
-        trees, meta = _restore(manager, directory, step, {'params': abstract})
+    trees, meta = restore(directory, {'params': abstract}, step)
     return trees['params'], meta
 
 
@@ -122,15 +189,8 @@ def read_meta(directory: str | os.PathLike, step: int | None = None) -> dict:
     Raises:
       InputError: there is no checkpoint, or the step is not one.
     """
-    directory, step = _find(directory, step)
-    try:
-        with ocp.CheckpointManager(directory, options=_READ_ONLY) as manager:
-            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        raise InputError(
-            f'{directory / str(step)} is no checkpoint, or a part of it is missing: its item meta '
-            f'cannot be read ({error}). Give the directory that holds the numbered steps'
-        ) from error
+    directory = as_path(directory)
+    return steps.read_meta(directory, steps.find(directory, step, PARAMS))
 
 
 def versions() -> dict[str, str]:
@@ -139,104 +199,79 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-_READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
-
-
-def as_path(directory) -> epath.Path:
-    """A directory on a disk, made absolute (Orbax wants it), or in a bucket ('gs://...')."""
-    text = os.fspath(directory)
-    return epath.Path(text if '://' in text else os.path.abspath(text))
-
-
-def _find(directory, step):
-    directory = as_path(directory)
-    steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) \
-        if directory.is_dir() else []
-    if not steps or (step is not None and step not in steps):
-        raise InputError(
-            f'{directory} holds {"no checkpoint" if not steps else f"steps {steps}"}'
-            + ('' if step is None else f', not step {step}')
-            + '; give the directory that holds the numbered steps (WORKDIR/checkpoints)'
-        )
-    return directory, steps[-1] if step is None else step
-
-
-def _shapes(item) -> dict:
-    metadata = ocp.PyTreeCheckpointHandler().metadata(item)
-    tree = getattr(metadata, 'tree', metadata)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree,
-        is_leaf=lambda x: hasattr(x, 'shape') and hasattr(x, 'dtype'),
-    )
-
-
-def _restore(manager, directory, step, abstract) -> tuple[dict, dict]:
-    where = f'checkpoint {directory}, step {step}: its parameters'
-    wanted = {name: tree for name, tree in abstract.items() if _leaves(tree)}
-    args = {
-        name: ocp.args.PyTreeRestore(
-            tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-        )
-        for name, tree in wanted.items()
-    }
-    try:
-        if 'params' in abstract:
-            check_shapes(_shapes(directory / str(step) / 'params'), abstract['params'], where)
-        found = manager.restore(
-            step, args=ocp.args.Composite(**args, meta=ocp.args.JsonRestore())
-        )
-    except InputError:
-        raise
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        said = str(error).split(' [tensorstore_spec')[0]
-        raise InputError(
-            f'checkpoint {directory}, step {step} cannot be read as {", ".join(wanted)}: {said}. '
-            'If optim.frozen or the optimiser changed, start a new workdir from its parameters '
-            f'with --config.init_from; if its files are damaged, remove the folder {step} to go on '
-            'from the checkpoint before it'
-        ) from error
-    trees = {name: found[name] if name in wanted else abstract[name] for name in abstract}
-    return trees, found.meta
-
-
 def _leaves(tree) -> bool:
     return bool(jax.tree.leaves(tree))
 
 
 @contextlib.contextmanager
-def _disk(directory):
-    """Errors of a full disk as InputError, wherever in the chain of causes they are."""
+def _disk(directory, needed: int = 0):
+    """Errors of a full disk as InputError, whichever of Orbax's threads met it first.
+
+    When a write fails, other threads still write into the folder of this save while it is taken
+    down: what surfaces may be that a file is missing. So the chain of causes is looked at, what the
+    threads have logged meanwhile, and the disk itself.
+
+    Args:
+      needed: bytes of what was to be written.
+    """
     try:
         yield
     except Exception as error:
-        cause = error
-        while cause is not None:
-            if getattr(cause, 'errno', None) in FULL or any(t in str(cause) for t in _FULL_TEXTS):
-                logging.error('%s', cause)
-                raise InputError(
-                    f'{directory}: the disk takes no more while a checkpoint is written. Earlier '
-                    'checkpoints there are intact: free space (or lower config.keep) and run the '
-                    'same command again to resume from the last one'
-                ) from error
-            cause = cause.__cause__ or cause.__context__
-        raise
+        cause = _full_disk(error) or next(iter(_full_in_threads), None)
+        if cause is None and not _takes(directory, needed):
+            cause = error
+        if cause is None:
+            raise
+        logging.error('%s', cause)
+        raise InputError(
+            f'{directory}: the disk takes no more while a checkpoint is written. Earlier '
+            'checkpoints there are intact: free space (or lower config.keep) and run the '
+            'same command again to resume from the last one'
+        ) from error
+
+
+def _full_disk(error: BaseException | None) -> BaseException | None:
+    """The error of a full disk in a chain of causes."""
+    while error is not None:
+        if getattr(error, 'errno', None) in FULL or any(t in str(error) for t in _FULL_TEXTS):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _takes(directory, needed: int) -> bool:
+    """Whether a local disk has room for so many bytes more, and takes a file now."""
+    if '://' in str(directory):
+        return True
+    try:
+        paths.try_file(directory)
+        return shutil.disk_usage(directory).free > needed
+    except OSError as error:
+        return error.errno not in FULL
 
 
 # ------------------------------------------------------- single arrays, for those who stream them
 
 
-def find_step(directory: str | os.PathLike, step: int | None = None) -> int:
-    """The step asked for, or the last one.
+def find_step(
+    directory: str | os.PathLike, step: int | None = None, items: Sequence[str] = PARAMS
+) -> int:
+    """The step asked for, or the last one that has these items, whole.
 
     Raises:
       InputError: there is none.
     """
-    return _find(directory, step)[1]
+    return steps.find(directory, step, items)
 
 
 def read_shapes(directory: str | os.PathLike, step: int, item: str = 'params') -> dict:
     """Shapes and dtypes of the arrays of an item, as a nested dict."""
-    return _shapes(as_path(directory) / str(step) / item)
+    metadata = ocp.PyTreeCheckpointHandler().metadata(as_path(directory) / str(step) / item)
+    tree = getattr(metadata, 'tree', metadata)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree,
+        is_leaf=lambda x: hasattr(x, 'shape') and hasattr(x, 'dtype'),
+    )
 
 
 def lay_out(

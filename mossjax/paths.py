@@ -195,14 +195,20 @@ def _check_takes_files(folder: Path, what: str) -> None:
     if not stat.S_ISDIR(mode):
         raise InputError(f'{what}: {printable(folder)} is a file, not a folder; check the path')
     try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(PROBE_BYTES))
-            probe.flush()  # all of it: a nearly full disk takes a part without complaint
+        try_file(folder)
     except OSError as error:
         raise InputError(
             f'{what} cannot be written: {printable(folder)} takes no files ({reason(error)}); '
             'free space or name another place'
         ) from None
+
+
+def try_file(folder: str | os.PathLike) -> None:
+    """Writes a file of PROBE_BYTES into a folder and removes it; raises OSError where it cannot."""
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+        rest = PROBE_BYTES
+        while rest:  # the write that meets the end of a disk still succeeds in part
+            rest -= probe.write(bytes(rest))
 
 
 @contextlib.contextmanager

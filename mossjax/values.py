@@ -72,6 +72,22 @@ def number(value: Any, name: str, accepted: Range = NUMBER, remedy: str = '') ->
     return value
 
 
+def ranged(accepted: Range, default: Any = dataclasses.MISSING, **more: Any) -> Any:
+    """A field of a dataclass whose number, or each of whose numbers, is in the range.
+
+    Whoever fills the dataclass from outside checks it (`range_of`); nothing is checked here.
+
+    Args:
+      more: of `dataclasses.field`.
+    """
+    return dataclasses.field(default=default, metadata={'range': accepted}, **more)
+
+
+def range_of(field: dataclasses.Field) -> Range | None:
+    """The range that a field was declared with by `ranged`."""
+    return field.metadata.get('range')
+
+
 def parse_json(text: str, where: str, remedy: str = 'Download it again.') -> Any:
     """JSON as the standard has it: no NaN or Infinity, no key twice, no endless nesting or digits.
 

@@ -18,6 +18,7 @@ ORDER = [
     ['', 'errors', 'exits'],
     ['values', 'paths'],
     ['files'],
+    ['steps'],
     ['ops'],
     ['nn'],
     ['models'],

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import resource
 import stat
 import threading
 
@@ -100,6 +101,21 @@ def test_what_is_written_needs_a_place(place):
 def test_a_file_system_that_takes_no_files_is_found_before_work_starts(role):
     with pytest.raises(InputError, match='^--out /proc/new.* /proc takes no files'):
         role('/proc/new', '--out')
+
+
+@pytest.mark.parametrize('role', [paths.file_to_write, paths.folder_to_write])
+@pytest.mark.parametrize('room', [0, 1, paths.PROBE_BYTES - 1])
+def test_a_file_system_that_takes_a_part_of_a_file_is_full(role, room, place):
+    """The write that meets the limit succeeds in part; only the next one fails."""
+    before, limits = everything(place), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(InputError, match='takes no files .File too large.; free space'):
+            role(place / 'new', '--out')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    role(place / 'new', '--out')
+    assert everything(place) == before
 
 
 def test_home_and_names_in_any_bytes(place, monkeypatch):

@@ -63,7 +63,9 @@ def train(workdir: Path, name: str, effort: float):
     config.steps = max(1, round(config.steps * effort))
     check(config)
     run = tasks.make(config)
-    return config, run.task, loop.fit(run.task, config, workdir / name, init_from=run.init_from)
+    return config, run.task, loop.fit(
+        run.task, run.config, workdir / name, init_from=run.init_from
+    )
 
 
 def facts_of(config, state) -> dict:

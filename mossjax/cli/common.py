@@ -1,8 +1,7 @@
 """What several commands need."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
-import os
 import pathlib
 import re
 import sys
@@ -72,27 +71,12 @@ def flag_fault(error: flags.Error) -> str:
     return re.sub(r'Traceback \(.*\n( .*\n)*', '', text).strip()  # of a config file
 
 
-def let_configs_import(args: Sequence[str]) -> None:
-    """Lets the file of --config import its neighbours by the names they have in their repository.
+def let_import_neighbours(path: pathlib.Path) -> None:
+    """Lets a config file import its neighbours by the names they have in their repository.
 
     A config of `experiments` says `from experiments...`, wherever the command is given.
     """
-    for before, arg in zip(['', *args], args, strict=False):
-        path = arg.partition('=')[2] if arg.startswith('--config=') else arg
-        if before == '--config' or path != arg:
-            folder = pathlib.Path(os.path.realpath(path)).parent  # a loop is for others to refuse
-            while (folder / '__init__.py').is_file():
-                folder = folder.parent
-            sys.path.append(str(folder))
-
-
-def config_fault(args: Sequence[str], error: Exception) -> str:
-    """What to tell a user whose --config could not be read: it is Python and can raise anything."""
-    wrong = str(error).strip('\'"')
-    for key in (arg.split('=')[0] for arg in args if arg.startswith('--config.')):
-        if isinstance(error, AttributeError | KeyError) and wrong in key.split('.'):
-            return f'{key}: the config has no key {wrong!r}; look it up in the file --config names'
-    file = next((' '.join(args[i : i + 2]) for i, arg in enumerate(args) if arg == '--config'), '')
-    file = file or next((arg for arg in args if arg.startswith('--config=')), 'a flag')
-    said = str(error).replace('\\n', ' ').replace('\\', '')
-    return f'{file} cannot be used ({type(error).__name__}: {said}); correct it'
+    folder = path.resolve().parent
+    while (folder / '__init__.py').is_file():
+        folder = folder.parent
+    sys.path.append(str(folder))

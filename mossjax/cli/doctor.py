@@ -3,7 +3,8 @@
   mossjax doctor
 
 Python and package versions that work together, devices and their memory, host memory, disk,
-number of hosts, ports. Ends with exit code 1 if something fails; notes are things to know.
+number of hosts, ports. Ends with exit code 1 if something fails, with 2 if that is JAX_PLATFORMS
+as it is set; notes are things to know.
 
 Examples:
   mossjax doctor
@@ -30,4 +31,6 @@ def main(args: list[str]) -> int | None:
     print(doctor.report(findings))
     failed = sum(f.state == doctor.BAD for f in findings)
     print(f'\n{failed} to mend.' if failed else '\nNothing to mend.')
+    if any(f.state == doctor.BAD and 'JAX_PLATFORMS' in f.found for f in findings):
+        return 2  # as every other command
     return 1 if failed else None

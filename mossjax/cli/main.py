@@ -13,13 +13,7 @@ import traceback
 from absl import flags, logging
 
 from mossjax import __version__
-from mossjax.cli.common import (
-    check_paths,
-    config_fault,
-    flag_fault,
-    flag_help,
-    let_configs_import,
-)
+from mossjax.cli.common import check_paths, flag_fault, flag_help
 from mossjax.errors import InputError
 from mossjax.files import FULL, MISSING, REFUSED
 
@@ -93,6 +87,14 @@ def _run_command(name: str, rest: list[str]) -> int:
         return _report(f'{name}: {text}', BAD_INPUT, debug)
     except FloatingPointError as error:  # a run that diverged, which says at which step
         return _report(f'{name}: {error}', FAILED, debug)
+    except (RuntimeError, AssertionError):
+        # jax asks for its devices where they are first used, which may be anywhere.
+        from mossjax.plan import platforms
+
+        said = platforms.fault() if 'jax' in sys.modules else None
+        if said is None:
+            raise
+        return _report(f'{name}: {said}', BAD_INPUT, debug)
     except KeyboardInterrupt:
         return _report(f'{name}: interrupted', INTERRUPTED, debug)
     except OSError as error:  # a missing permission, a full disk: the machine, not the program
@@ -109,13 +111,12 @@ def _guarded(module, name: str, rest: list[str]) -> int:
     # Config flags look for their overrides, --config.key=value, in sys.argv.
     sys.argv = [f'mossjax {name}', *rest]
     module.FLAGS.set_gnu_getopt(True)  # flags may also follow arguments
-    let_configs_import(rest)
     try:
         _, *args = module.FLAGS(sys.argv)
-    except (flags.Error, InputError):
+    except flags.Error as error:
+        if isinstance(error.__context__, InputError):  # of a flag's own parser: it says all
+            raise error.__context__ from None
         raise
-    except Exception as error:  # a config file is Python: it can raise anything
-        raise InputError(config_fault(rest, error)) from error
     check_paths(module.FLAGS)
     return module.main(args) or OK
 

@@ -258,7 +258,7 @@ def _is_step(path: Path) -> bool:
 
 
 def _open_orbax(root: Path, path: Path) -> Source:
-    step = checkpoint.find_step(root)
+    step = checkpoint.find_step(root, items=('params', 'extra'))
     model = checkpoint.read_meta(root, step).get('model')
     if not isinstance(model, dict) or 'kind' not in model:
         raise InputError(

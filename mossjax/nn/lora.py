@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from mossjax.errors import InputError
 from mossjax.nn.param import Network, matching
+from mossjax.values import POSITIVE, Range, ranged
 
 # path -> (axes a matmul sums over, number of leading layer axes); (None, _) for what is no matrix
 Matrices = Callable[[str], tuple[tuple[int, ...] | None, int]]
@@ -31,8 +32,8 @@ class Lora:
       targets: patterns of parameter paths to adapt, each must match a whole path.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: int = ranged(Range(1, 65536, whole=True), 16)
+    alpha: float = ranged(POSITIVE, 32.0)
     targets: tuple[str, ...] = (r'.*/attn/[qkvo]',)
 
     def __post_init__(self):

@@ -130,11 +130,14 @@ def _as_dict(state) -> dict:
     return {k: _as_dict(v) if hasattr(v, 'items') else v for k, v in state.items()}
 
 
-def matching(pattern: str, paths: Sequence[str], what: str) -> list[str]:
+def matching(
+    pattern: str, paths: Sequence[str], what: str, needed: bool = True
+) -> list[str]:
     """The parameter paths that a regular expression matches whole.
 
     Args:
       what: the setting it stands in, for the message.
+      needed: it must match something.
 
     Raises:
       InputError: it is no regular expression, or matches nothing.
@@ -143,7 +146,7 @@ def matching(pattern: str, paths: Sequence[str], what: str) -> list[str]:
         found = [path for path in paths if re.fullmatch(pattern, path)]
     except re.error as error:
         raise InputError(f'{what} {pattern!r} is no regular expression ({error})') from None
-    if not found:
+    if needed and not found:
         tops = ', '.join(dict.fromkeys(path.split('/')[0] for path in paths))
         raise InputError(
             f'{what} {pattern!r} matches no parameter; patterns must match a whole path such as '

@@ -8,8 +8,10 @@ from jax.experimental import mesh_utils
 import numpy as np
 
 from mossjax.errors import InputError
+from mossjax.values import LARGEST, SIZE, Range, ranged
 
 AXES = ('data', 'fsdp', 'tensor')
+_PARTS = Range(-1, LARGEST, whole=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +26,10 @@ class MeshConfig:
         gradient sum crosses it).
     """
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-    slices: int = 1
+    data: int = ranged(_PARTS, 1)
+    fsdp: int = ranged(_PARTS, -1)
+    tensor: int = ranged(_PARTS, 1)
+    slices: int = ranged(SIZE, 1)
 
     def shape(self, devices: int) -> tuple[int, int, int]:
         """Sizes of AXES for this many devices.

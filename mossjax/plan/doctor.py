@@ -16,6 +16,7 @@ import subprocess
 import sys
 
 from mossjax.files import available_memory
+from mossjax.plan import platforms
 
 GOOD, NOTE, BAD = 'ok', 'note', 'FAIL'
 GIB = 2**30
@@ -112,7 +113,9 @@ print(json.dumps({
 """
 
 
-def devices(run: Callable | None = None, seconds: int = 120) -> list[Finding]:
+def devices(
+    run: Callable | None = None, seconds: int = 120, environment: Mapping[str, str] = os.environ
+) -> list[Finding]:
     """What jax finds, asked in a process of its own: a stuck accelerator must not hang us."""
     run = run or (lambda: subprocess.run(
         [sys.executable, '-c', PROBE], capture_output=True, text=True, timeout=seconds
@@ -125,6 +128,10 @@ def devices(run: Callable | None = None, seconds: int = 120) -> list[Finding]:
                         )]  # fmt: skip
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
+        asked = environment.get('JAX_PLATFORMS', '')
+        if asked not in ('', 'cpu'):
+            return [Finding(BAD, 'devices', f'none for JAX_PLATFORMS={asked}',
+                            platforms.remedy(asked))]  # fmt: skip
         said = (done.stderr.strip().splitlines() or ['no message'])[-1]
         return [Finding(BAD, 'devices', said[:200], 'jax cannot start: jax, jaxlib and libtpu must '
                         "be of one release; pip install 'mossjax[tpu]' on a TPU host, 'mossjax' "

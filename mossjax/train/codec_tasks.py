@@ -5,7 +5,7 @@ import dataclasses
 import functools
 
 import jax
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from mossjax.data import speech
@@ -19,10 +19,11 @@ from mossjax.models.flow.loss import flow_loss, mu_loss
 from mossjax.models.tokenizer import quantizer
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.train import flow_task, starts, tokenizer_task
-from mossjax.train.config import options
+from mossjax.train.config import options, path
 from mossjax.train.flow_task import FlowTask
 from mossjax.train.starts import Run
 from mossjax.train.tokenizer_task import TokenizerTask
+from mossjax.values import COUNT, NOT_NEGATIVE, SHARE, SIZE, Range, ranged
 
 CLIPS = {'memory': clips_in_memory, 'disk': clips_on_disk}
 COMMITMENT = {
@@ -51,17 +52,17 @@ class SpeechData:
         the store has (decoder).
     """
 
-    manifest: str
-    seconds: float
+    manifest: str = path()
+    seconds: float = ranged(Range(0, 1e6, above=True))
     only: Mapping[str, list] = dataclasses.field(default_factory=dict)
-    weights: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    buckets: int = 4
-    room: float = 0.0
+    weights: Mapping[str, int] = ranged(COUNT, default_factory=dict)
+    buckets: int = ranged(Range(1, speech.MOST_EDGES, whole=True), 4)
+    room: float = ranged(Range(0, 3600), 0.0)
     keep: str = 'memory'
-    inventory: str = ''
-    tokenizer: str = ''
-    codes: str = ''
-    undisturbed: float = 0.0
+    inventory: str = path(default='')
+    tokenizer: str = path(default='')
+    codes: str = path(default='')
+    undisturbed: float = ranged(SHARE, 0.0)
 
     def recordings(self) -> list[Recording]:
         found = [
@@ -101,14 +102,14 @@ class TokenizerLoss:
       inputs: 'distorted' or 'plain'.
     """
 
-    text: float = 0.0
-    ctc: float = 0.0
-    frames: float = 0.0
+    text: float = ranged(NOT_NEGATIVE, 0.0)
+    ctc: float = ranged(NOT_NEGATIVE, 0.0)
+    frames: float = ranged(NOT_NEGATIVE, 0.0)
     commitment: str = 'absolute'
-    penalty: float = 0.0
-    warmup: int = 0
-    remembered: int = 32
-    threshold: float = 0.1
+    penalty: float = ranged(NOT_NEGATIVE, 0.0)
+    warmup: int = ranged(COUNT, 0)
+    remembered: int = ranged(SIZE, 32)
+    threshold: float = ranged(NOT_NEGATIVE, 0.1)
     inputs: str = 'distorted'
 
 
@@ -124,13 +125,17 @@ class FlowLoss:
     """
 
     objective: str = 'flow'
-    mu_weight: float = 0.0
-    chunk: int = 0
+    mu_weight: float = ranged(NOT_NEGATIVE, 0.0)
+    chunk: int = ranged(COUNT, 0)
     scaled: bool = False
 
 
-def tokenizer(config: ml_collections.ConfigDict) -> Run:
-    """A tokenizer run; `model` has the fields of TokenizerConfig."""
+TOKENIZER = {'model': TokenizerConfig, 'data': SpeechData, 'loss': TokenizerLoss}
+FLOW = {'model': FlowConfig, 'data': SpeechData, 'loss': FlowLoss}
+
+
+def tokenizer(config: ConfigDict, fresh: bool) -> Run:
+    """A tokenizer run; `model` has the fields of TokenizerConfig. See `tasks.make`."""
     data = options(config.data, SpeechData, 'data')
     loss = options(config.loss, TokenizerLoss, 'loss')
     model = options(config.model, TokenizerConfig, 'model')
@@ -150,7 +155,7 @@ def tokenizer(config: ml_collections.ConfigDict) -> Run:
     chosen = tokenizer_task.objectives(
         text=loss.text, ctc=loss.ctc, frames=loss.frames, phones=len(inventory)
     )
-    start, book = starts.tokenizer(config.init_from, model, chosen)
+    start, book = starts.tokenizer(config.init_from if fresh else '', model, chosen)
     task = TokenizerTask(
         model,
         batches.batch,
@@ -163,11 +168,11 @@ def tokenizer(config: ml_collections.ConfigDict) -> Run:
         start=book,
         threshold=loss.threshold,
     )
-    return Run(task, start)
+    return Run(task, config, start)
 
 
-def flow(config: ml_collections.ConfigDict) -> Run:
-    """A decoder run; `model` has the fields of FlowConfig."""
+def flow(config: ConfigDict, fresh: bool) -> Run:
+    """A decoder run; `model` has the fields of FlowConfig. See `tasks.make`."""
     data = options(config.data, SpeechData, 'data')
     loss = options(config.loss, FlowLoss, 'loss')
     model = options(config.model, FlowConfig, 'model')
@@ -186,9 +191,9 @@ def flow(config: ml_collections.ConfigDict) -> Run:
         batches.batch,
         objective=_choose(objectives, loss.objective, 'loss.objective'),
         context=Context(chunk=loss.chunk or None),
-        statistics=mel_statistics(batches, model) if loss.scaled else None,
+        statistics=mel_statistics(batches, model) if loss.scaled and fresh else None,
     )
-    return Run(task, starts.decoder(config.init_from))
+    return Run(task, config, starts.decoder(config.init_from if fresh else ''))
 
 
 def mel_statistics(

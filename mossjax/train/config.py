@@ -1,66 +1,98 @@
 """The schema of a training run: one ConfigDict for every network, unknown keys refused.
 
 An experiment file is Python with a function `get_config()` that starts from `defaults()` and
-changes what it needs; `--config.optim.peak_lr=1e-4` changes it further.
+changes what it needs; `--config.optim.peak_lr=1e-4` changes it further. Dataclasses say what may be
+set: their fields name the keys, with type, default and the range of numbers (`values.ranged`).
 """
 
 from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
+import json
+import typing
 from typing import Any
 
-import ml_collections
+from flax import traverse_util
+from ml_collections import ConfigDict, config_dict
 
+from mossjax import paths, values
 from mossjax.errors import InputError
 from mossjax.parallel.mesh import MeshConfig
 from mossjax.train.optim import OptimConfig
+from mossjax.values import LARGEST, NUMBER, SEED, SIZE, Range, ranged
 
+MAPPINGS = Mapping | ConfigDict  # a ConfigDict is none by itself
 # Sections whose keys belong to the task: its factory checks them.
 OPEN = ('model', 'data', 'loss')
 
 
-def defaults() -> ml_collections.ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
     """Every key a run has.
 
-    task: 'lm', 'tokenizer' or 'flow'. model, data, loss: what that task's factory reads, see
-    `train.tasks`. init_from: directory to take parameters from, '' for fresh ones. steps: updates
-    in all. log_every, save_every: steps between. keep: checkpoints kept. compute_dtype: of the
-    network inside a step; parameters and optimiser stay float32. rules: a name in
-    `parallel.rules.PRESETS`. mesh: `parallel.mesh.MeshConfig`. optim: `train.optim.OptimConfig`.
+    Attributes:
+      task: 'lm', 'tokenizer' or 'flow'.
+      seed: of fresh parameters, of the order of the data, and of every step's random key.
+      steps: updates in all. log_every, save_every: steps between.
+      keep: checkpoints kept.
+      init_from: directory to take parameters from, '' for fresh ones.
+      compute_dtype: of the network inside a step; parameters and optimiser stay float32.
+      rules: a name in `parallel.rules.PRESETS`. mesh: `parallel.mesh.MeshConfig`.
+      optim: `train.optim.OptimConfig`.
+      model, data, loss: what the task's factory reads, see `train.tasks`.
     """
-    config = ml_collections.ConfigDict()
-    config.task = 'lm'
-    config.seed = 0
-    config.steps = 1000
-    config.log_every = 20
-    config.save_every = 500
-    config.keep = 2
-    config.init_from = ''
-    config.compute_dtype = 'float32'
-    config.rules = 'fsdp'
-    config.mesh = ml_collections.ConfigDict(dataclasses.asdict(MeshConfig()))
-    config.optim = ml_collections.ConfigDict(dataclasses.asdict(OptimConfig()))
-    for name in OPEN:
-        config[name] = ml_collections.ConfigDict()
-    return config
+
+    task: str = 'lm'
+    seed: int = ranged(SEED, 0)
+    steps: int = ranged(SIZE, 1000)
+    log_every: int = ranged(SIZE, 20)
+    save_every: int = ranged(SIZE, 500)
+    keep: int = ranged(SIZE, 2)
+    init_from: str = ''
+    compute_dtype: str = 'float32'
+    rules: str = 'fsdp'
+    mesh: MeshConfig = MeshConfig()
+    optim: OptimConfig = OptimConfig()
+    model: Mapping = dataclasses.field(default_factory=dict)
+    data: Mapping = dataclasses.field(default_factory=dict)
+    loss: Mapping = dataclasses.field(default_factory=dict)
+
+
+def defaults() -> ConfigDict:
+    """Every key of `RunConfig`; the sections of the task are empty."""
+    return ConfigDict(dataclasses.asdict(RunConfig()))
 
 
 def check(config: Mapping) -> None:
-    """Every key outside the open sections is one of `defaults`, every value of its type.
+    """Every key outside the open sections is one of `defaults`, every value of its type and range.
 
     Raises:
       InputError: naming the key and the nearest one that exists.
     """
-    known = defaults()
-    _check_section(config, known, '')
-    for section in ('mesh', 'optim'):
-        _check_section(config[section], known[section], f'{section}.')
-    for name in ('steps', 'log_every', 'save_every', 'keep'):
-        if config[name] < 1:
-            raise InputError(f'config.{name} is {config[name]}; it must be at least 1')
+    _check_fields(config, RunConfig, '')
+    for where, kind in (('', RunConfig), ('mesh', MeshConfig), ('optim', OptimConfig)):
+        section = config[where] if where else config
+        missing = [f.name for f in dataclasses.fields(kind) if f.name not in section]
+        if missing:
+            name = f'{where}.{missing[0]}'.lstrip('.')
+            raise InputError(f'config lacks {name}; start it from train.config.defaults()')
     dtype = config['compute_dtype']
     if dtype not in ('float32', 'bfloat16'):
         raise InputError(f"config.compute_dtype is {dtype!r}; use 'float32' or 'bfloat16'")
+
+
+def complete(config: ConfigDict, sections: Mapping[str, type]) -> None:
+    """Puts every documented key that a config does not set into its open sections.
+
+    A key gets its default. One without, and the keys of a group that is off unless set, get a
+    placeholder of their type, which reads as None and counts as absent.
+
+    Args:
+      sections: name -> dataclass of its keys.
+    """
+    for name, kind in sections.items():
+        if isinstance(config.get(name), ConfigDict):  # else `check` says so
+            _fill(config[name], kind, off=False)
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -77,34 +109,144 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
 
 
 def options(section: Mapping, kind: type, where: str) -> Any:
-    """A section of the config as the dataclass that reads it.
+    """A section of the config as the dataclass that reads it; keys set to None count as absent.
 
     Raises:
-      InputError: a key the dataclass lacks, or one it needs is absent.
+      InputError: a key the dataclass lacks, one it needs is absent, or a value is of another type
+        or out of its range.
     """
-    fields = dataclasses.fields(kind)
-    refuse_unknown(section, [f.name for f in fields], f'{where}.')
+    plain = _set(section)
+    _check_fields(plain, kind, f'{where}.')
     empty = dataclasses.MISSING
-    absent = [f.name for f in fields
-              if f.default is empty and f.default_factory is empty and f.name not in section]
+    absent = [f.name for f in dataclasses.fields(kind)
+              if f.default is empty and f.default_factory is empty and f.name not in plain]
     if absent:
         raise InputError(f'config.{where} lacks {", ".join(absent)}; set it in the experiment file')
-    plain = section.to_dict() if hasattr(section, 'to_dict') else dict(section)
+    for field in dataclasses.fields(kind):
+        if field.metadata.get('path') and field.name in plain:
+            plain[field.name] = expand(plain[field.name], f'config.{where}.{field.name}')
     return kind(**plain)
 
 
-def _check_section(given: Mapping, known: Mapping, where: str) -> None:
-    refuse_unknown(given, known, where)
-    missing = [key for key in known if key not in given]
-    if missing:
-        raise InputError(f'config lacks {where}{missing[0]}; start it from train.config.defaults()')
-    for key, value in given.items():
-        want = type(known[key])
-        if want is ml_collections.ConfigDict and isinstance(value, Mapping):
-            continue  # a plain dict will do
-        number = want is float and isinstance(value, int) and not isinstance(value, bool)
-        boolean = isinstance(value, bool) and want is not bool
-        if not number and (boolean or not isinstance(value, want)):
-            raise InputError(
-                f'config.{where}{key} is {value!r}; it must be of type {want.__name__}'
-            )
+def expand(value: Any, name: str) -> Any:
+    """A path of a config, or each of a mapping, by the rule for all paths; '' is none.
+
+    Raises:
+      InputError: it is of no known kind, or in a bucket that cannot be reached from here.
+    """
+    if isinstance(value, Mapping):
+        return {key: expand(each, f'{name}.{key}') for key, each in value.items()}
+    if value:
+        value = paths.expand(value, name)
+        paths.need_buckets(value, name)
+    return value
+
+
+def changes(before: Mapping, now: Mapping) -> list[str]:
+    """['optim.peak_lr 0.001 -> 0.0005', ...]: what differs between two configs.
+
+    Args:
+      before: as a checkpoint stores it, in the types of JSON. now: a plain nested dict.
+    """
+    old, new = (
+        {key: value for key, value in traverse_util.flatten_dict(tree, sep='.').items()
+         if value is not None} for tree in (before, json.loads(json.dumps(now)))
+    )  # fmt: skip
+    return [
+        f'{key} {values.shown(old[key]) if key in old else "(not set)"} -> '
+        f'{values.shown(new[key]) if key in new else "(not set)"}'
+        for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+    ]
+
+
+def path(**more: Any) -> Any:
+    """A field that names a file or folder, or a mapping whose values do."""
+    return dataclasses.field(metadata={'path': True}, **more)
+
+
+def group(kind: type) -> Any:
+    """A field for a mapping with the keys of a dataclass, {} where that is off."""
+    return dataclasses.field(default_factory=dict, metadata={'keys': kind})
+
+
+def open_key(section: ConfigDict, name: str, annotation: Any) -> None:
+    """Lets the command line read a value for a key by its annotated type.
+
+    An absent key gets a placeholder, which reads as None; a whole number where any may stand
+    becomes a float, a list a tuple.
+    """
+    kind = _abstract(typing.get_origin(annotation) or annotation)
+    with section.unlocked():
+        if name not in section:
+            kind = {Mapping: ConfigDict, list: tuple}.get(kind, kind)
+            section[name] = config_dict.placeholder(kind)
+        elif (value := section[name]) is None:
+            return
+        elif kind is float and type(value) is int and abs(value) <= LARGEST:
+            del section[name]
+            section[name] = float(value)
+        elif kind in (list, tuple) and isinstance(value, list):
+            del section[name]
+            section[name] = tuple(value)
+
+
+def _set(section: Mapping) -> dict:
+    """A plain dict of what is set."""
+    return {
+        key: _set(value) if isinstance(value, MAPPINGS) else value
+        for key, value in section.items() if value is not None
+    }  # fmt: skip
+
+
+def _fill(section: ConfigDict, kind: type, off: bool) -> None:
+    for field in dataclasses.fields(kind):
+        factory = field.default_factory
+        if field.name in section or off or field.default is factory:  # both are MISSING
+            open_key(section, field.name, field.type)
+        else:
+            with section.unlocked():
+                given = factory is not dataclasses.MISSING
+                section[field.name] = ConfigDict(factory()) if given else field.default
+        inner = field.metadata.get('keys')
+        if inner and isinstance(section[field.name], ConfigDict):
+            _fill(section[field.name], inner, off=True)
+
+
+def _check_fields(given: Mapping, kind: type, where: str) -> None:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    refuse_unknown(given, fields, where)
+    for name, value in given.items():
+        field = fields[name]
+        _check_value(value, field.type, values.range_of(field), f'{where}{name}')
+
+
+def _check_value(value: Any, annotation: Any, accepted: Range | None, where: str) -> None:
+    kind = _abstract(typing.get_origin(annotation) or annotation)
+    section = dataclasses.is_dataclass(kind)
+    if not _is_of(value, MAPPINGS if section or kind is Mapping else kind):
+        name = 'ConfigDict' if section or kind is Mapping else kind.__name__
+        raise InputError(f'config.{where} is {values.shown(value)}; it must be of type {name}')
+    if section:
+        _check_fields(value, kind, f'{where}.')
+    if kind in (int, float):
+        accepted = accepted or (NUMBER if kind is float else _WHOLE)
+        values.number(value, f'config.{where}', accepted)
+    inside = [a for a in typing.get_args(annotation) if a is not ...]
+    if kind is Mapping and inside:
+        for key, each in value.items():
+            _check_value(each, inside[1], accepted, f'{where}.{key}')
+    elif kind in (tuple, list) and inside:
+        for i, each in enumerate(value):
+            _check_value(each, inside[0], accepted, f'{where}[{i}]')
+
+
+_WHOLE = Range(-LARGEST, LARGEST, whole=True)
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    wider = {float: (int, float), tuple: (tuple, list), list: (tuple, list)}.get(kind, kind)
+    return isinstance(value, wider) and (kind is bool or not isinstance(value, bool))
+
+
+def _abstract(kind: Any) -> type:
+    return Mapping if isinstance(kind, type) and issubclass(kind, Mapping) else kind

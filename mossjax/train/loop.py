@@ -10,18 +10,32 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from mossjax.checkpoint import Checkpoints, as_path, versions
+from mossjax import checkpoint, steps
+from mossjax.checkpoint import Checkpoints
 from mossjax.data.pipeline import prefetch
+from mossjax.errors import InputError
+from mossjax.files import available_memory
 from mossjax.parallel import distributed, rules, sharding
 from mossjax.parallel.mesh import MeshConfig, make_mesh
+from mossjax.steps import CHECKPOINTS, as_path
 from mossjax.train import metrics, optim
 from mossjax.train import state as state_lib
+from mossjax.train.config import changes
 from mossjax.train.optim import OptimConfig
 from mossjax.train.state import Plan, TrainState
 from mossjax.train.step import compiled_step
 from mossjax.train.task import Task
 
 Params = dict | Callable[[dict], dict]
+
+
+def saved_step(workdir) -> int | None:
+    """Updates in the last whole checkpoint of a run, None if it has none.
+
+    Raises:
+      InputError: it has checkpoints, and none is whole.
+    """
+    return steps.newest(as_path(workdir) / CHECKPOINTS)
 
 
 def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> TrainState:
@@ -42,6 +56,8 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
       FloatingPointError: loss or gradient is not finite; the state is not saved.
     """
     workdir = as_path(workdir)
+    start = saved_step(workdir)
+    done = start or 0
 
     # ---- Layout: mesh, shapes and shardings, nothing allocated yet.
     mesh = make_mesh(MeshConfig(**config.mesh))
@@ -49,18 +65,25 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
         task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
     )
     _describe(plan)
+    _check_memory(plan)
+
+    # ---- Data: the first batch is looked at before anything is written.
+    if done < config.steps:
+        first = task.batch(done)
+        sharding.check_batch(first, mesh, plan.rules)
 
     # ---- State: resume, or start from given parameters, or from scratch.
-    checkpoints = Checkpoints(workdir / 'checkpoints', keep=config.keep)
-    state, start = _restore_or_init(task, plan, checkpoints, config, init_from)
-    if start >= config.steps:
+    if start is None:
+        state = _begin(task, plan, workdir, config, init_from)
+    else:
+        state = _resume(plan, workdir, start, config)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=config.keep)
+    if done >= config.steps:
         logging.info('%s has its %d steps already', workdir, config.steps)
         checkpoints.close()
         return state
 
-    # ---- Data and step.
-    first = task.batch(start)
-    sharding.check_batch(first, mesh, plan.rules)
+    # ---- The step.
     step_fn = compiled_step(task, plan, jnp.dtype(config.compute_dtype), first)
     everywhere = plan.abstract.step.sharding
     key = jax.jit(jax.random.key, out_shardings=everywhere, static_argnums=0)(config.seed)
@@ -72,12 +95,12 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
 
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)  # last, and after a failure too: it ends the last save
-        recorder = _Log(workdir, start, config, stack)
-        batches = stack.enter_context(contextlib.closing(prefetch(task.batch, start)))
+        recorder = _Log(workdir, done, config, stack)
+        batches = stack.enter_context(contextlib.closing(prefetch(task.batch, done)))
         stopping = stack.enter_context(_termination())
 
         # ---- The loop. `step` counts finished updates.
-        for step in range(start + 1, config.steps + 1):
+        for step in range(done + 1, config.steps + 1):
             batch = sharding.put_batch(next(batches), mesh, plan.rules)
             state, values = step_fn(state, batch, key)
             recorder.add(step, values)
@@ -106,19 +129,48 @@ def _describe(plan: Plan) -> None:
     logging.debug('%s', sharding.report(plan.abstract.params))
 
 
-def _restore_or_init(task, plan, checkpoints, config, init_from) -> tuple[TrainState, int]:
-    """(state, updates done)."""
-    start = checkpoints.latest()
-    if start is not None:
-        items, meta = checkpoints.restore(plan.abstract.items())
-        logging.info('resuming from step %d in %s', start, checkpoints.directory)
-        if meta['versions'] != (now := versions()):
-            logging.warning('checkpoint was written with %s, this is %s: the rest of the run may '
-                            'differ in the last digits', meta['versions'], now)
-        return state_lib.from_items(items, start, plan), start
+def _check_memory(plan: Plan) -> None:
+    """
+    Raises:
+      InputError: parameters and optimiser alone are more than a device holds.
+    """
+    devices = plan.mesh.local_devices
+    room = (devices[0].memory_stats() or {}).get('bytes_limit')
+    if room is None and (free := available_memory()) is not None:  # CPU devices share the host's
+        room = free // len(devices)
+    needed = sharding.bytes_per_device(plan.abstract)
+    if room is not None and needed > room:
+        raise InputError(
+            f'parameters and optimiser state take {needed / 1e9:,.1f} GB of each device, which has '
+            f'{room / 1e9:,.1f} GB: take a smaller config.model or more devices (mesh '
+            f'{dict(plan.mesh.shape)})'
+        )
+
+
+def _resume(plan: Plan, workdir, start: int, config) -> TrainState:
+    """The state of a checkpoint; what has changed since it was written is said."""
+    items, meta = checkpoint.restore(workdir / CHECKPOINTS, plan.abstract.items(), start)
+    logging.info('resuming from step %d in %s', start, workdir)
+    if meta['versions'] != (now := checkpoint.versions()):
+        logging.warning('checkpoint was written with %s, this is %s: the rest of the run may '
+                        'differ in the last digits', meta['versions'], now)
+    changed = changes(meta.get('config', {}), config.to_dict())
+    if changed:
+        logging.warning('the config is another than when step %d was written: %s', start,
+                        '; '.join(changed))  # fmt: skip
+    return state_lib.from_items(items, start, plan)
+
+
+def _begin(task, plan: Plan, workdir, config, init_from) -> TrainState:
+    if lines := metrics.read(workdir / metrics.NAME):
+        logging.warning(
+            '%s has metrics up to step %d and no checkpoint: the run starts at step 0 again. If '
+            'its folder %s is elsewhere, stop and put it back', workdir, lines[-1]['step'],
+            CHECKPOINTS,
+        )
     given = init_from(plan.abstract.params) if callable(init_from) else init_from
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)  # no step has this number
-    return state_lib.init(task, plan, key, given), 0
+    return state_lib.init(task, plan, key, given)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,18 @@
 """Numbers of a run: `metrics.jsonl` (one line an interval) and TensorBoard events."""
 
 import json
+import os
+import socket
+import struct
+import time
 
 from absl import logging
 import numpy as np
 
+from mossjax.files import replacing, room_for
+from mossjax.paths import in_bucket
+
+NAME = 'metrics.jsonl'
 AMOUNTS = ('tokens', 'audio_seconds')
 
 
@@ -15,21 +23,21 @@ class Recorder:
       workdir: holds metrics.jsonl and tensorboard/; in a bucket, only the former.
       step: updates done so far; lines of a run that died after that step are dropped, since they
         will be written again.
+
+    Raises:
+      InputError: the disk takes no more, here and in `write`.
     """
 
     def __init__(self, workdir, step: int):
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._path = workdir / 'metrics.jsonl'
+        self._path = workdir / NAME
         self._text = ''.join(_line(x) for x in read(self._path) if x['step'] <= step)
-        whole = workdir / 'metrics.jsonl.tmp'
-        whole.write_text(self._text)
-        whole.replace(self._path)
         self._events = None
-        if '://' in str(workdir):
-            return  # objects in a bucket cannot grow
-        import tensorboardX
-
-        self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+        if in_bucket(workdir):  # where objects cannot grow
+            self._path.write_text(self._text)
+            return
+        with replacing(self._path) as temporary:
+            temporary.write_text(self._text)
+        self._events = _Events(workdir / 'tensorboard', step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         new = _line({'step': step, **values})
@@ -37,14 +45,49 @@ class Recorder:
             self._text += new
             self._path.write_text(self._text)
             return
-        with open(self._path, 'a') as lines:
+        with room_for(self._path), open(self._path, 'a') as lines:
             lines.write(new)
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        self._events.write(step, values)
 
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+
+class _Events:
+    """A TensorBoard event file, written at once and in this thread: a full disk shows here."""
+
+    def __init__(self, folder, step: int):
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
+        self._path = folder / name
+        with room_for(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, 'ab', buffering=0)
+        self._add(Event(file_version='brain.Event:2'))
+        # Hides what a run that died has shown of later steps.
+        self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(Event(step=step, summary=Summary(value=shown)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, event) -> None:
+        from tensorboardX.record_writer import masked_crc32c
+
+        event.wall_time = time.time()
+        data = event.SerializeToString()
+        header = struct.pack('<Q', len(data))
+        sums = (struct.pack('<I', masked_crc32c(x)) for x in (header, data))
+        with room_for(self._path):
+            self._file.write(header + next(sums) + data + next(sums))
 
 
 def _line(values: dict) -> str:

@@ -5,7 +5,6 @@ expressions that must match a whole path.
 """
 
 import dataclasses
-import re
 
 from flax import traverse_util
 import jax
@@ -14,6 +13,9 @@ import optax
 
 from mossjax.errors import InputError
 from mossjax.nn.param import matching
+from mossjax.values import COUNT, NOT_NEGATIVE, POSITIVE, Range, ranged
+
+_DECAY = Range(0, 1, below=True)  # of a moving average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +31,14 @@ class OptimConfig:
       no_decay: patterns of parameters without weight decay, beside all those with one axis.
     """
 
-    peak_lr: float = 1e-3
-    final_lr: float = 0.0
-    warmup_steps: int = 100
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
+    peak_lr: float = ranged(NOT_NEGATIVE, 1e-3)
+    final_lr: float = ranged(NOT_NEGATIVE, 0.0)
+    warmup_steps: int = ranged(COUNT, 100)
+    b1: float = ranged(_DECAY, 0.9)
+    b2: float = ranged(_DECAY, 0.95)
+    eps: float = ranged(POSITIVE, 1e-8)
+    weight_decay: float = ranged(NOT_NEGATIVE, 0.1)
+    clip_norm: float = ranged(POSITIVE, 1.0)
     frozen: tuple[str, ...] = ()
     no_decay: tuple[str, ...] = (r'(.*/)?[^/]*(bias|scale)[^/]*',)
 
@@ -86,13 +88,15 @@ def join(trainable: dict, frozen: dict) -> dict:
 
 def decays(axes: dict, config: OptimConfig) -> dict:
     """Which parameters are decayed: True where there are two axes or more beside 'layers'."""
-
-    def decay(path, names):
-        wide = len([a for a in names if a != 'layers']) > 1
-        return wide and not any(re.fullmatch(p, path) for p in config.no_decay)
-
     flat = traverse_util.flatten_dict(axes, sep='/')
-    return traverse_util.unflatten_dict({p: decay(p, a) for p, a in flat.items()}, sep='/')
+    spared = {
+        path for pattern in config.no_decay
+        for path in matching(pattern, list(flat), 'optim.no_decay:', needed=False)
+    }
+    wide = {path: len([a for a in names if a != 'layers']) > 1 for path, names in flat.items()}
+    return traverse_util.unflatten_dict(
+        {path: wide[path] and path not in spared for path in flat}, sep='/'
+    )
 
 
 def optimizer(config: OptimConfig, axes: dict, total_steps: int) -> optax.GradientTransformation:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from mossjax import checkpoint
@@ -23,29 +24,39 @@ from mossjax.models.tokenizer.quantizer import Codebook
 from mossjax.nn.lora import AdaptedNetwork
 from mossjax.nn.param import Network, describe
 from mossjax.parallel.sharding import check_shapes
+from mossjax.steps import CHECKPOINTS, as_path
 from mossjax.train.task import Task
 
 Start = Callable[[dict], dict]  # the parameters' abstract tree -> parameters
 
 
 class Run(NamedTuple):
-    """What `train.loop.fit` needs beside config and workdir; no start means fresh parameters."""
+    """What `train.loop.fit` needs beside the workdir; no start means fresh parameters.
+
+    Attributes:
+      config: complete, with the defaults of all keys.
+    """
 
     task: Task
+    config: ConfigDict
     init_from: Start | None
 
 
 def from_workdir(workdir: str) -> Start | None:
-    """Parameters of the last checkpoint of another run; fresh ones for ''."""
+    """Parameters of the last checkpoint of another run, as it is now; fresh ones for ''."""
     if not workdir:
         return None
-    saved = checkpoint.as_path(workdir) / 'checkpoints'
+    saved = as_path(workdir) / CHECKPOINTS
     if not saved.is_dir():
         raise InputError(
             f'init_from: {workdir} is no workdir of a run (it has no checkpoints in it); give the '
             '--workdir of that run'
         )
-    return lambda abstract: checkpoint.restore_params(saved, abstract)[0]
+    return _parameters(saved, checkpoint.find_step(saved))
+
+
+def _parameters(saved, step: int) -> Start:
+    return lambda abstract: checkpoint.restore_params(saved, abstract, step)[0]
 
 
 def tokenizer(
@@ -63,9 +74,11 @@ def tokenizer(
     """
     if not directory:
         return None, None
-    path = checkpoint.as_path(directory)
-    if (path / 'checkpoints').is_dir():
-        return from_workdir(directory), _codebook(path / 'checkpoints')
+    path = as_path(directory)
+    saved = path / CHECKPOINTS
+    if saved.is_dir():
+        step = checkpoint.find_step(saved, items=('params', 'extra'))
+        return _parameters(saved, step), _codebook(saved, step)
     if not (path / 'config.json').is_file():
         raise InputError(
             f'init_from: {directory} is neither the workdir of a run nor a codec directory'
@@ -82,9 +95,8 @@ def tokenizer(
     return start, book
 
 
-def _codebook(checkpoints: Path) -> Codebook:
+def _codebook(checkpoints: Path, step: int) -> Codebook:
     """Codes and moving averages: they are no parameters, a run keeps them beside."""
-    step = checkpoint.find_step(checkpoints)
     with checkpoint.array_errors(checkpoints):
         return Codebook(*(
             checkpoint.open_array(checkpoints, f'codebook/{name}', step, 'extra').read().result()
@@ -98,7 +110,7 @@ def decoder(directory: str) -> Start | None:
     Raises:
       InputError: the directory is neither.
     """
-    if not directory or (checkpoint.as_path(directory) / 'checkpoints').is_dir():
+    if not directory or (as_path(directory) / CHECKPOINTS).is_dir():
         return from_workdir(directory)
     _, params = open_flow(directory)
     return lambda _: params
@@ -114,8 +126,8 @@ def language_model(directory: str, config: LMConfig, network: Network, seed: int
     """
     if not directory:
         return None
-    path = checkpoint.as_path(directory)
-    if (path / 'checkpoints').is_dir():
+    path = as_path(directory)
+    if (path / CHECKPOINTS).is_dir():
         return from_workdir(directory)
     kind = read_json(path / 'config.json').get('model_type')
     if kind == 'qwen3':

@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from mossjax.data.builder import open_rows
 from mossjax.data.pipeline import RowBatches
@@ -22,9 +23,10 @@ from mossjax.nn.remat import remat
 from mossjax.nn.splash import splash
 from mossjax.ops.attention import attention
 from mossjax.train import codec_tasks, starts
-from mossjax.train.config import options
+from mossjax.train.config import complete, expand, group, options, path
 from mossjax.train.lm_task import LMTask
 from mossjax.train.starts import Run
+from mossjax.values import NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
 
 ATTENTION = {'reference': attention, 'splash': splash}
 
@@ -42,17 +44,17 @@ class LMModel:
         weights themselves.
     """
 
-    config: str
-    tokenizer: str = ''
+    config: str = path()
+    tokenizer: str = path(default='')
     attention: str = 'reference'
     remat: str = 'none'
-    lora: Mapping = dataclasses.field(default_factory=dict)
+    lora: Mapping = group(Lora)
 
     def read(self) -> LMConfig:
         if self.config == 'released':
             return LMConfig.released()
-        path = Path(self.config) / 'config.json'
-        return LMConfig.from_hf(read_json(path), where=str(path))
+        file = Path(self.config) / 'config.json'
+        return LMConfig.from_hf(read_json(file), where=str(file))
 
     def open_tokenizer(self) -> TextTokenizer | None:
         return TextTokenizer.open(self.tokenizer) if self.tokenizer else None
@@ -68,18 +70,18 @@ class LMData:
       batch_size: rows of a global batch.
     """
 
-    rows: Mapping[str, str]
-    weights: Mapping[str, float]
-    batch_size: int
+    rows: Mapping[str, str] = path()
+    weights: Mapping[str, float] = ranged(POSITIVE)
+    batch_size: int = ranged(Range(1, 1_000_000, whole=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class LMLoss:
     """`loss` of a language model run, see `models.lm.loss.loss`."""
 
-    text_weight: float = 1.0
-    audio_weight: float = 1.0
-    chunk: int = 2048
+    text_weight: float = ranged(NOT_NEGATIVE, 1.0)
+    audio_weight: float = ranged(NOT_NEGATIVE, 1.0)
+    chunk: int = ranged(SIZE, 2048)
 
 
 def lm_task(config, batches: Callable[[int], dict]) -> LMTask:
@@ -99,30 +101,30 @@ def lm_task(config, batches: Callable[[int], dict]) -> LMTask:
 
 
 def _lora(given: Mapping) -> Lora | None:
-    if not given:
+    if not given:  # `options` has left out what is not set
         return None
     lora = options(given, Lora, 'model.lora')
     return dataclasses.replace(lora, targets=tuple(lora.targets))
 
 
-def _language_model(config) -> Run:
+def _language_model(config, fresh: bool) -> Run:
     data = options(config.data, LMData, 'data')
-    for section, kind in (('model', LMModel), ('loss', LMLoss)):  # refused before data is opened
-        options(config[section], kind, section)
+    model = options(config.model, LMModel, 'model')
+    options(config.loss, LMLoss, 'loss')  # refused before data is opened
     sources = {name: open_rows(directory) for name, directory in data.rows.items()}
     batches = RowBatches(
         sources, data.batch_size, config.seed, weights=dict(data.weights),
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     task = lm_task(config, batches.batch)
-    tokenizer = options(config.model, LMModel, 'model').open_tokenizer()
+    tokenizer = model.open_tokenizer()
     for name, source in sources.items():
         check_rows(source.metadata, name, task.config, tokenizer)
-    if task.lora is None:
-        start = starts.language_model(config.init_from, task.config, task.network, config.seed)
-    else:
-        start = starts.adapters(config.init_from, task.config, task.network, config.seed)
-    return Run(task, start)
+    start = None
+    if fresh:
+        begin = starts.language_model if task.lora is None else starts.adapters
+        start = begin(config.init_from, task.config, task.network, config.seed)
+    return Run(task, config, start)
 
 
 FACTORIES: dict[str, Callable[..., Run]] = {
@@ -130,10 +132,19 @@ FACTORIES: dict[str, Callable[..., Run]] = {
     'tokenizer': codec_tasks.tokenizer,
     'flow': codec_tasks.flow,
 }
+# What may be set in the open sections of each task's config.
+SECTIONS: dict[str, Mapping[str, type]] = {
+    'lm': {'model': LMModel, 'data': LMData, 'loss': LMLoss},
+    'tokenizer': codec_tasks.TOKENIZER,
+    'flow': codec_tasks.FLOW,
+}
 
 
-def make(config) -> Run:
+def make(config: ConfigDict, *, fresh: bool = True) -> Run:
     """The task of a checked config (`train.config.check`).
+
+    Args:
+      fresh: False for a run that has a checkpoint: `init_from` is not opened, it may be gone.
 
     Raises:
       InputError: an unknown task, an unknown or missing option, data that is not there.
@@ -141,4 +152,7 @@ def make(config) -> Run:
     if config.task not in FACTORIES:
         known = ', '.join(FACTORIES)
         raise InputError(f'config.task is {config.task!r}; choose one of {known}')
-    return FACTORIES[config.task](config)
+    config = config.copy_and_resolve_references()
+    complete(config, SECTIONS.get(config.task, {}))
+    config.init_from = expand(config.init_from, 'config.init_from') if fresh else config.init_from
+    return FACTORIES[config.task](config, fresh)

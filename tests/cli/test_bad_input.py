@@ -1,13 +1,13 @@
 """Bad input as a user meets it: one message, exit code 2, nothing half-written.
 
 What each message of a library function says is tested beside that function; here the whole way
-through the command line is, for each thing a user can name: recordings, checkpoints, configs.
+through the command line is, for recordings, checkpoints and full disks; for configs and checkpoints
+of training runs in `test_train`.
 """
 
 import contextlib
 import importlib
 import json
-import pathlib
 import resource
 import shutil
 
@@ -17,20 +17,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 import soundfile
 
-from mossjax.checkpoint import Checkpoints
 from mossjax.cli import main as cli
 from mossjax.convert.codec_flow import flow_network, save_flow
 from mossjax.infer import audio
 from mossjax.infer.chat import Chat
 from mossjax.models.flow.config import FlowConfig
-from mossjax.train import starts, tasks
 from tests.infer.test_audio import REFUSALS
 from tests.tiny_chat import write_model
-from tests.train.toy_task import ToyTask
 
-ROOT = pathlib.Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / 'experiments/nano/configs').glob('[a-z]*.py'))
-CONFIGS = [path for path in CONFIGS if 'def get_config' in path.read_text()]
 FLOW = FlowConfig(
     vocab_size=64, input_size=16, width=16, heads=2, ff_width=24, blocks=1, up_blocks=1,
     channels=16, head_dim=8, estimator_heads=2, transformers=1, mid_blocks=1,
@@ -159,134 +153,6 @@ def test_weights(file, name, how, sound, tmp_path, capsys):
     assert listing(tmp_path) == before
 
 
-# --- configs and checkpoints of training runs
-
-
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_unknown_key_on_the_command_line(path, tmp_path, capsys):
-    workdir = tmp_path / 'run'
-    for key in ('typo', 'optim.typo', 'data.typo'):
-        said = refused(
-            capsys, 'train', '--config', path, '--workdir', workdir, f'--config.{key}=1'
-        )
-        assert f'--config.{key}' in said and "no key 'typo'" in said and 'look it up' in said
-    assert not workdir.exists()
-
-
-@pytest.mark.parametrize('name', ['sft', 'tokenizer', 'decoder'])
-@pytest.mark.parametrize(
-    'line, said',
-    [
-        ('config.stepps = 3', 'config key stepps is not known; did you mean steps?'),
-        ('config.optim.peek_lr = 1.0', 'config key optim.peek_lr is not known; did you mean peak_'),
-        ('config.data.weigths = {}', 'config key data.weigths is not known; did you mean weights?'),
-        ('config.loss.chunkk = 3', 'config key loss.chunkk is not known; '),
-        ('config.model.modle = 1', 'config key model.modle is not known; '),
-        ('config.optimm.b1 = 0.5', 'Did you mean "optim" instead of "optimm"?'),
-        ('config.steps = "many"', "cannot be casted to type <class 'int'>"),
-        ('import nothing_of_this_name', "No module named 'nothing_of_this_name'); correct it"),
-    ],
-)
-def test_typo_in_a_config_file(name, line, said, tmp_path, capsys):
-    file = tmp_path / 'mine.py'
-    file.write_text(
-        f'from experiments.nano.configs import {name}\n\n\ndef get_config():\n'
-        f'    config = {name}.get_config()\n    {line}\n    return config\n'
-    )
-    before = listing(tmp_path)
-    call = ('train', f'--config={file}', '--workdir', tmp_path / 'run')
-    assert said in refused(capsys, *call)
-    assert {p for p in listing(tmp_path) if p.suffix != '.pyc' and p.name != '__pycache__'} == set(
-        before
-    )
-
-
-def test_a_config_that_is_not_there(tmp_path, capsys):
-    for more in ([], ['--config.steps=3']):
-        call = ('train', '--config', tmp_path / 'gone.py', '--workdir', tmp_path / 'run', *more)
-        assert f'--config {tmp_path / "gone.py"} ' in refused(capsys, *call)
-    assert not list(tmp_path.iterdir())
-
-
-class Heavy(ToyTask):
-    """With 16 kB of state that does not compress: more than a full disk takes."""
-
-    def init_extra(self, params):
-        return {**super().init_extra(params), 'load': jax.random.normal(jax.random.key(0), (4096,))}
-
-    def loss(self, params, extra, batch, key):
-        loss, (metrics, new) = super().loss(params, extra, batch, key)
-        return loss, (metrics, {**new, 'load': extra['load']})
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _toy():
-    """`mossjax train` knows a task that compiles in a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FACTORIES, 'toy', lambda config: starts.Run(
-            Heavy(), starts.from_workdir(config.init_from)
-        ))
-        yield
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    root = tmp_path_factory.mktemp('trained')
-    (root / 'mine.py').write_text(
-        'from mossjax.train.config import defaults\n\n\ndef get_config():\n'
-        '    config = defaults()\n    config.task = "toy"\n    config.optim.warmup_steps = 1\n'
-        '    config.steps = config.save_every = 2\n    return config\n'
-    )
-    assert mossjax('train', '--config', root / 'mine.py', '--workdir', root / 'work') == 0
-    return root
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    """(config file, workdir with the checkpoint of step 2): a copy."""
-    shutil.copytree(trained, tmp_path / 'run')
-    return tmp_path / 'run/mine.py', tmp_path / 'run/work'
-
-
-def test_checkpoint_of_a_run(run, tmp_path, capsys):
-    """Parameters to start from, with a missing, an extra and a mis-shaped array."""
-    file, _ = run
-    params = {'more': np.zeros(3, np.float32), 'kernel': np.zeros((8, 9), np.float32)}
-    checkpoints = Checkpoints(tmp_path / 'other' / 'checkpoints')
-    checkpoints.save(3, {'params': params, 'opt_state': {}, 'extra': {}}, {})
-    checkpoints.close()
-    before = listing(tmp_path / 'other')
-    said = refused(
-        capsys, 'train', '--config', file, '--workdir', tmp_path / 'new',
-        f'--config.init_from={tmp_path / "other"}',
-    )  # fmt: skip
-    assert str(tmp_path / 'other' / 'checkpoints') in said
-    for fault in ('missing bias (8,)', 'unexpected more (3,)', 'kernel has shape (8, 9)', 'config'):
-        assert fault in said
-    assert listing(tmp_path / 'other') == before
-
-
-@pytest.mark.parametrize('how', ['gone', 'cut'])
-def test_damaged_checkpoint_of_a_run(how, run, tmp_path, capsys):
-    """Once the folder that the message names is removed, the run goes on from the one before."""
-    file, work = run
-    call = ('train', '--config', file, '--workdir', work)
-    assert mossjax(*call, '--config.steps=4') == 0
-    capsys.readouterr()
-    step = work / 'checkpoints' / '4'
-    data = [path for path in (step / 'params').glob('**/d/*') if path.is_file()]
-    assert data
-    for path in data:
-        path.unlink() if how == 'gone' else path.write_bytes(path.read_bytes()[:-9])
-    said = refused(capsys, *call, '--config.steps=6')
-    assert str(work / 'checkpoints') in said and 'remove the folder 4' in said
-    assert 'tensorstore_spec' not in said
-    shutil.rmtree(step)
-    assert mossjax(*call, '--config.steps=6') == 0
-    lines = (work / 'metrics.jsonl').read_text().splitlines()
-    assert [json.loads(line)['step'] for line in lines] == [2, 4, 6]
-
-
 # --- a full disk
 
 
@@ -343,14 +209,3 @@ def test_full_disk_while_codes_are_written(sound, tmp_path, capsys):
             capsys, 'tokenize', '--codec', sound / 'codec', '--out', out, sound / 'question.wav'
         )
     assert f'{out} cannot be written' in said and not list(tmp_path.iterdir())
-
-
-def test_full_disk_while_a_checkpoint_is_written(run, capsys):
-    """The one before is not touched. That a run goes on from it is tested in tests/train."""
-    file, work = run
-    call = ('train', '--config', file, '--workdir', work, '--config.steps=4')
-    stored = listing(work / 'checkpoints' / '2')
-    with room_for_files_of(4000):
-        said = refused(capsys, *call)
-    assert str(work / 'checkpoints') in said and 'free space' in said
-    assert listing(work / 'checkpoints' / '2') == stored

@@ -94,7 +94,7 @@ def test_an_orbax_source_is_hashed_too(tmp_path, source):
 @pytest.mark.parametrize('inside', ['', 'params', 'meta'])
 def test_a_folder_with_a_number_is_not_yet_a_checkpoint(tmp_path, inside):
     (tmp_path / 'made' / '2024' / inside).mkdir(parents=True)
-    with pytest.raises(InputError, match='neither a Hugging Face|is no checkpoint'):
+    with pytest.raises(InputError, match='neither a Hugging Face|no checkpoint there is complete'):
         kinds.open_source(tmp_path / 'made')
 
 

@@ -64,6 +64,11 @@ def test_devices():
     (broken,) = doctor.devices(finished(code=1, stderr='Trace\nlibtpu version mismatch'))
     assert broken.state == BAD and broken.found == 'libtpu version mismatch'
 
+    for asked, brings in (('cuda', 'jax[cuda12]'), ('tpu', 'mossjax[tpu]'), ('x', 'one of cpu')):
+        (finding,) = doctor.devices(finished(code=1), environment={'JAX_PLATFORMS': asked})
+        assert finding.state == BAD and asked in finding.found
+        assert 'unset JAX_PLATFORMS' in finding.remedy and brings in finding.remedy
+
     def stuck():
         raise subprocess.TimeoutExpired('python', 1)
 
@@ -111,5 +116,8 @@ def test_the_command(monkeypatch, capsys):
     assert cli.main(['doctor']) == 1
     out = capsys.readouterr().out
     assert '-> end the process' in out and '1 to mend.' in out
+    asked = [doctor.Finding(BAD, 'devices', 'none for JAX_PLATFORMS=cuda', 'unset it')]
+    monkeypatch.setattr(doctor, 'CHECKS', (lambda: asked,))
+    assert cli.main(['doctor']) == 2
     monkeypatch.setattr(doctor, 'CHECKS', (lambda: good,))
     assert cli.main(['doctor']) == 0

@@ -13,7 +13,7 @@ from mossjax.cli import main as cli
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
 from mossjax.train import optim, tasks
-from mossjax.train.config import check, defaults, options
+from mossjax.train.config import changes, check, defaults, options
 
 SHIPPED = sorted(
     f'{package.__name__}.{module.name}'
@@ -95,3 +95,62 @@ def test_command_line_refuses_them_with_code_2(tmp_path, capsys, flags, named):
     code = cli.main(['train', f'--config={file}', f'--workdir={tmp_path}', *flags])
     error = capsys.readouterr().err
     assert code == 2 and named in error and 'Traceback' not in error
+
+
+@pytest.mark.parametrize(
+    ('task', 'section', 'key', 'value'),
+    [
+        ('lm', 'data', 'batch_size', 0),
+        ('lm', 'data', 'batch_size', 10**30),
+        ('lm', 'data', 'weights', {'a': -0.5}),
+        ('lm', 'data', 'weights', {'a': float('nan')}),
+        ('lm', 'data', 'weights', {'a': True}),
+        ('lm', 'data', 'rows', {'a': 3}),
+        ('lm', 'loss', 'text_weight', -1.0),
+        ('lm', 'loss', 'audio_weight', float('inf')),
+        ('lm', 'loss', 'chunk', 0),
+        ('lm', 'model', 'remat', 3),
+        ('tokenizer', 'loss', 'ctc', float('nan')),
+        ('tokenizer', 'loss', 'warmup', -1),
+        ('tokenizer', 'loss', 'warmup', 2.5),
+        ('tokenizer', 'data', 'seconds', 0.0),
+        ('tokenizer', 'data', 'room', -0.1),
+        ('tokenizer', 'data', 'weights', {'answer': -6}),
+        ('tokenizer', 'data', 'weights', {'answer': 0.5}),
+        ('tokenizer', 'model', 'decay', 1.5),
+        ('tokenizer', 'model', 'commitment', float('nan')),
+        ('tokenizer', 'model', 'd', True),
+        ('tokenizer', 'model', 'codes', 10**13),
+        ('flow', 'data', 'undisturbed', 1.5),
+        ('flow', 'data', 'buckets', 0),
+        ('flow', 'loss', 'mu_weight', -2),
+        ('flow', 'loss', 'scaled', 1),
+        ('flow', 'loss', 'objective', None),
+        ('flow', 'model', 'width', -8),
+    ],
+)
+def test_values_of_a_task_are_checked_by_type_and_range(task, section, key, value):
+    given = {key: value}
+    if section == 'data':  # what has no default
+        needed = {'rows': {'a': 'x'}, 'weights': {'a': 1}, 'batch_size': 8} if task == 'lm' else {
+            'manifest': 'm', 'seconds': 1
+        }
+        options(needed, tasks.SECTIONS[task][section], section)
+        given = needed | given
+    elif (task, section) == ('lm', 'model'):
+        given |= {'config': 'x'}
+    if value is None:  # counts as absent
+        assert getattr(options(given, tasks.SECTIONS[task][section], section), key) == 'flow'
+        return
+    inside = f'{key}.{next(iter(value))}' if isinstance(value, dict) else key
+    with pytest.raises(InputError, match=rf'{inside} is |{inside} is .*; it must be|{key} is -8'):
+        options(given, tasks.SECTIONS[task][section], section)
+
+
+def test_changes_of_a_config():
+    before = {'steps': 4, 'optim': {'frozen': ['a'], 'b1': 0.9}, 'gone': None, 'old': 1}
+    now = {'steps': 4, 'optim': {'frozen': ('a',), 'b1': 0.8}, 'data': {'rows': {'x': 'y'}}}
+    assert changes(before, now) == [
+        "data.rows.x (not set) -> 'y'", 'old 1 -> (not set)', 'optim.b1 0.9 -> 0.8'
+    ]
+    assert changes(before, before) == []

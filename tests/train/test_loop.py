@@ -1,22 +1,31 @@
 """Runs that end well, badly and not at all, and what the next run makes of them."""
 
 import json
+import logging
 import pathlib
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 
 from mossjax.checkpoint import Checkpoints, read_meta, restore_params
 from mossjax.errors import InputError
+from mossjax.nn.linear import Linear
+from mossjax.nn.param import describe
 from mossjax.parallel import rules
 from mossjax.parallel.mesh import MeshConfig, make_mesh
 from mossjax.train import metrics, state
 from mossjax.train.loop import fit
 from mossjax.train.optim import OptimConfig
+from tests.cli.test_bad_input import room_for_files_of
 from tests.train.toy_task import D, Signalling, ToyTask, toy_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -109,9 +118,69 @@ def test_full_disk_is_reported_and_the_last_checkpoint_still_loads(tmp_path):
     done = apart(tmp_path, 6, 'log_every=1000', 'file_limit=1500')
     assert done.returncode == 1
     assert 'InputError' in done.stderr and 'free space' in done.stderr
+    assert not list((tmp_path / 'checkpoints').glob('*tmp*'))
     assert_same(loaded(tmp_path, 2), before)
     fit(ToyTask(), toy_config(6), tmp_path)
     assert Checkpoints(tmp_path / 'checkpoints').latest() == 6
+
+
+GONE = FileNotFoundError(2, 'No such file', '4.orbax-checkpoint-tmp/opt_state.orbax-checkpoint-tmp')
+
+
+@pytest.mark.parametrize('error', [
+    GONE, RuntimeError('cannot schedule new futures after shutdown'), OSError(9, 'Bad descriptor'),
+    ValueError('RESOURCE_EXHAUSTED: Failed writing "x/_sharding": No space left on device'),
+])  # fmt: skip
+@pytest.mark.parametrize('call', ['save', 'wait_until_finished', 'close'])
+def test_whichever_error_of_a_full_disk_surfaces_first_is_told_as_one(
+    call, error, tmp_path, monkeypatch
+):
+    """While one thread of Orbax fails to write, others miss what it takes down."""
+
+    def fail(*_, **__):
+        raise error
+
+    def act():
+        if call == 'save':
+            checkpoints.save(2, {'params': {}, 'opt_state': {}, 'extra': {}}, {})
+        else:
+            {'wait_until_finished': checkpoints.wait, 'close': checkpoints.close}[call]()
+
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, call, fail)
+        with room_for_files_of(1500), pytest.raises(InputError, match='free space'):
+            act()
+        full = 'No space' in str(error)
+        with pytest.raises(InputError if full else type(error)):
+            act()
+        # The disk takes files again, but a thread has met its end before.
+        monkeypatch.setattr(shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=10))
+        with pytest.raises(InputError if full else type(error)):
+            act()  # 0 bytes are needed
+        try:
+            raise OSError(28, 'No space left on device')
+        except OSError:
+            record = logging.LogRecord('absl', 40, 'orbax/x.py', 1, 'x', (), sys.exc_info())
+        logging.getLogger('absl').filter(record)
+        with pytest.raises(InputError, match='free space'):
+            act()
+    checkpoints.close()
+
+
+def test_a_state_that_is_larger_than_what_is_free_is_a_full_disk(tmp_path, monkeypatch):
+    """Orbax has taken down what it wrote: files fit again, the checkpoint does not."""
+
+    def fail(*_, **__):
+        raise FileNotFoundError(2, 'No such file', '2.orbax-checkpoint-tmp')
+
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=200))
+    monkeypatch.setattr(checkpoints._manager, 'save', fail)
+    for size, error in ((40, FileNotFoundError), (60, InputError)):
+        params = {'a': np.zeros(size, np.float32)}
+        with pytest.raises(error):
+            checkpoints.save(2, {'params': params, 'opt_state': {}, 'extra': {}}, {})
 
 
 def test_torn_checkpoint_is_cleaned_and_the_one_before_used(tmp_path):
@@ -181,8 +250,35 @@ def test_metrics_files(tmp_path):
         rate = line['tokens_per_second'] * line['seconds_per_step']
         np.testing.assert_allclose(rate, 8 * D, rtol=1e-6)
     (events,) = (tmp_path / 'tensorboard').iterdir()
-    data = events.read_bytes()
-    assert b'loss' in data and b'tokens_per_second' in data
+    found = list(records(events.read_bytes()))
+    theirs = RecordWriter(str(tmp_path / 'theirs'))  # the same events, framed by tensorboardX
+    for event in found:
+        theirs.write(event.SerializeToString())
+    theirs.close()
+    assert (tmp_path / 'theirs').read_bytes() == events.read_bytes()
+    assert found[0].file_version == 'brain.Event:2'
+    assert (found[1].step, found[1].session_log.status) == (1, 1)  # START: hides later steps
+    for line, event in zip(lines, found[2:], strict=True):
+        shown = {value.tag: value.simple_value for value in event.summary.value}
+        assert event.step == line.pop('step') and shown == pytest.approx(line, rel=1e-6)
+
+
+def records(data):
+    """The events of a file: length, its sum, content, its sum."""
+    while data:
+        (length,) = struct.unpack('<Q', data[:8])
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+def test_a_state_that_no_device_holds_is_refused_before_anything_is_made(tmp_path):
+    class Huge(ToyTask):
+        def __init__(self):
+            self.network = describe(lambda rngs: Linear(10**7, 10**7, rngs=rngs))
+
+    with pytest.raises(InputError, match=r'take 150,000.1 GB of each device, .*config.model'):
+        fit(Huge(), toy_config(), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_batch_that_does_not_divide_is_refused_before_anything_is_compiled(tmp_path):

@@ -52,7 +52,7 @@ def test_language_model_batches_are_those_of_the_data_sets(lm):
     lm.seed = 5
     sources = {name: open_rows(path) for name, path in lm.data.rows.items()}
     by_hand = RowBatches(sources, 8, 5, weights={'a': 0.25, 'b': 0.75})
-    task, start = tasks.make(lm)
+    task, _, start = tasks.make(lm)
     assert start is None
     for key, value in by_hand.batch(3).items():
         np.testing.assert_array_equal(task.batch(3)[key], value)
@@ -63,7 +63,7 @@ def test_channel_weights_reach_the_loss(lm, rng):
     losses = []
     for text, audio in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0)):
         lm.loss.text_weight, lm.loss.audio_weight = text, audio
-        task, _ = tasks.make(lm)
+        task = tasks.make(lm).task
         params = tiny_params(task.config) if params is None else params
         losses.append(task.loss(params, {}, task.batch(0), jax.random.key(0))[0])
     np.testing.assert_allclose(losses[2], 2 * losses[0] + 3 * losses[1], rtol=1e-6)
@@ -72,12 +72,12 @@ def test_channel_weights_reach_the_loss(lm, rng):
 def test_a_run_goes_on_from_a_model_and_from_another_run(lm, tmp_path):
     lm.init_from, lm.optim.peak_lr = lm.model.config, 0.0
     lm.optim.weight_decay = 0.0
-    task, start = tasks.make(lm)
+    task, _, start = tasks.make(lm)
     first = loop.fit(task, lm, tmp_path / 'first', init_from=start)
     want = tiny_params(task.config)
     jax.tree.map(np.testing.assert_array_equal, first.params, want)
     lm.init_from = str(tmp_path / 'first')
-    _, start = tasks.make(lm)
+    start = tasks.make(lm).init_from
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), first.params
     )
@@ -92,6 +92,9 @@ def test_a_run_goes_on_from_a_model_and_from_another_run(lm, tmp_path):
         (lambda c: c.update(task='lmm'), "config.task is 'lmm'; choose one of lm, tokenizer, flow"),
         (lambda c: c.data.rows.update(a='nowhere'), 'nowhere: no complete packed data set'),
         (lambda c: c.update(init_from='nowhere'), 'nowhere'),
+        (lambda c: c.update(init_from='hf://org/model'), 'config.init_from hf://org/model: hf:// '),
+        (lambda c: c.data.rows.update(a='s3://b/rows'), 'config.data.rows.a s3://b/rows: s3:// is'),
+        (lambda c: c.model.update(config='gs://B'), 'config.model.config gs://B: a bucket is nam'),
     ],
 )
 def test_a_wrong_choice_is_named(lm, change, message):
@@ -130,7 +133,7 @@ def test_tokenizer_batches_and_objectives(recordings):
         clips_in_memory(found, 16_000), Inventory.of(found), room=0.07, seconds=8.0, seed=0,
         buckets=4, rows_multiple=jax.device_count(), weight=speech.by_key('kind', {}),
     )  # fmt: skip
-    task, _ = tasks.make(config)
+    task = tasks.make(config).task
     for key, value in by_hand.batch(1).items():
         np.testing.assert_array_equal(task.batch(1)[key], value)
     assert {k: o.weight for k, o in task.objectives.items()} == {'frames': 0.5, 'ctc': 0.25}
@@ -153,7 +156,7 @@ def test_decoder_batches_of_one_speaker_and_the_scale_of_its_mel(recordings):
         clips_in_memory(one, 24_000), CodesStore.open(config.data.codes), seconds=4.0, seed=0,
         rows_multiple=jax.device_count(), weight=speech.by_key('kind', {}),
     )  # fmt: skip
-    task, _ = tasks.make(config)
+    task = tasks.make(config).task
     batch = by_hand.batch(0)
     np.testing.assert_array_equal(task.batch(0)['audio'], batch['audio'])
     assert task.objective is mu_loss

@@ -7,6 +7,7 @@ from absl import logging
 
 from mossjax.errors import InputError
 from mossjax.models.tokenizer import mel
+from mossjax.values import NOT_NEGATIVE, SIZE, Range, ranged
 
 # Our field <-> upstream's key in config.json (a Whisper config with quantiser keys).
 _KEYS = {
@@ -88,10 +89,10 @@ class TokenizerConfig:
     pool: int = 4
     codes: int = 16384
     seconds: int = 30
-    commitment: float = 0.25
-    loss_scale: float = 10.0
-    decay: float = 0.99
-    restart_interval: int = 100
+    commitment: float = ranged(NOT_NEGATIVE, 0.25)
+    loss_scale: float = ranged(NOT_NEGATIVE, 10.0)
+    decay: float = ranged(Range(0, 1, below=True), 0.99)
+    restart_interval: int = ranged(SIZE, 100)
     decoder_layers: int = 32
     decoder_heads: int = 20
     decoder_ffn: int = 5120
