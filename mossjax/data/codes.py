@@ -3,14 +3,16 @@
 A shift of half a code changes about half of the codes, so the language model should meet several
 versions of a recording. A store is a JSONL file, one version of one recording a line,
 
-    {"path": "wav/0001.wav", "version": 0, "offset": 0.0, "codes": [...], "seconds": 1.3}
+    {"path": "wav/0001.wav", "version": 0, "offset": 0.0, "codes": [...], "seconds": 1.3,
+     "bytes": 41644}
 
-with `path` relative to the file and `offset` the seconds of silence put before the recording;
-version 0 is the recording as it is. What decides its content is kept beside it in
-`<name>.settings.json`. A job that was interrupted goes on where it stopped.
+with `path` relative to the file, `offset` the seconds of silence put before the recording and
+`bytes` the size of its file; version 0 is the recording as it is. What decides its content is kept
+beside it in `<name>.settings.json`. A job that was interrupted goes on where it stopped; a
+recording whose file has another size by then is tokenized again, and its last line counts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import json
 import os
@@ -21,8 +23,8 @@ import zlib
 from absl import logging
 import numpy as np
 
-from mossjax.data.clips import AUGMENT, CLEAN, Load, Perturb, clips_on_disk, load_audio
-from mossjax.data.manifest import Recording
+from mossjax.data.clips import AUGMENT, CLEAN, Clips, Load, Perturb, clips_on_disk, load_audio
+from mossjax.data.manifest import Recording, check_audio
 from mossjax.errors import InputError
 from mossjax.files import replacing
 
@@ -59,13 +61,11 @@ class CodesStore:
         path = Path(path)
         if not path.exists():
             raise InputError(f'{path}: no codes; tokenize the recordings first.')
-        found: dict[str, list[tuple[int, Version]]] = {}
+        found: dict[str, dict[int, Version]] = {}
         for line in _complete_lines(path):
             version = Version(np.asarray(line['codes'], np.int32), float(line.get('offset', 0.0)))
-            found.setdefault(_absolute(line['path'], path), []).append(
-                (line.get('version', 0), version)
-            )
-        ordered = {k: [v for _, v in sorted(x, key=lambda y: y[0])] for k, x in found.items()}
+            found.setdefault(_absolute(line['path'], path), {})[line.get('version', 0)] = version
+        ordered = {name: [x[i] for i in sorted(x)] for name, x in found.items()}
         return cls(ordered, str(path))
 
     def __len__(self) -> int:
@@ -76,11 +76,6 @@ class CodesStore:
         if audio not in self._versions:
             raise InputError(f'{self._name}: no codes of {audio}; tokenize it with the others.')
         return self._versions[audio]
-
-    def draw(self, audio: str, rng: np.random.Generator) -> Version:
-        """One version, drawn by `rng`."""
-        versions = self.versions(audio)
-        return versions[rng.integers(len(versions))]
 
 
 def tokenize_recordings(
@@ -94,6 +89,8 @@ def tokenize_recordings(
     fingerprint: str = '',
     batch_size: int = 32,
     load: Load = load_audio,
+    refused: Callable[[str, InputError], None] | None = None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> CodesStore:
     """Tokenizes `versions` versions of every recording into a store; goes on if it exists.
 
@@ -101,43 +98,86 @@ def tokenize_recordings(
 
     Args:
       fingerprint: names the tokenizer's weights (a hash); a store made by others is refused.
+      refused: told of each audio file that is missing or bad, which is then left out.
+      advance: told how many versions have been done, as they are.
 
     Raises:
-      InputError: the store at `path` has other settings, or an audio file is missing or bad.
+      InputError: the store at `path` has other settings, or an audio file is missing or bad and
+        there is nobody to be told.
     """
     path = Path(path)
     settings = {
         'seed': seed, 'fingerprint': fingerprint, 'perturb': dataclasses.asdict(perturb)
     }  # fmt: skip
     _check_settings(path, settings)
-    done = {(_absolute(x['path'], path), x['version']) for x in _repaired_lines(path)}
-    clips = clips_on_disk(recordings, RATE, load)
+    done = {
+        (_absolute(x['path'], path), x['version']): x.get('bytes') for x in _repaired_lines(path)
+    }
+    clips = _opened(recordings, load, refused)
     # Alike lengths together: less padding, fewer shapes.
-    order = np.argsort(clips.lengths, kind='stable').tolist()
+    clips.sort(key=lambda clip: clip.lengths[0])
+
+    def is_done(audio: str, version: int) -> bool:
+        size = done.get((audio, version), 'not yet')
+        return size is None or size == os.path.getsize(audio)  # older stores do not say
+
     jobs = [
-        (i, version)
-        for i in order
+        (clip, version)
+        for clip in clips
         for version in range(versions)
-        if (recordings[i].audio, version) not in done
+        if not is_done(_audio(clip), version)
     ]
     logging.info('%s: %d of %d versions to tokenize', path, len(jobs), versions * len(recordings))
+    advance(versions * len(clips) - len(jobs))
 
-    def heard(i: int, version: int) -> tuple[dict[str, Any], np.ndarray]:
+    def heard(clip: Clips, version: int) -> tuple[dict[str, Any], np.ndarray] | None:
         """A line without its codes, and the audio to tokenize."""
-        name = os.path.relpath(recordings[i].audio, path.parent.resolve())
+        name = os.path.relpath(_audio(clip), path.parent.resolve())
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), version])
-        wav, offset = (perturb if version else CLEAN)(rng, clips.read(i), RATE)
+        wav = _unless_refused(lambda: clip.read(0), _audio(clip), refused)
+        if wav is None:
+            return None
+        wav, offset = (perturb if version else CLEAN)(rng, wav, RATE)
         line = {'path': name, 'version': version, 'offset': offset / RATE}
-        return {**line, 'seconds': len(wav) / RATE}, wav
+        size = os.path.getsize(_audio(clip))
+        return {**line, 'seconds': len(wav) / RATE, 'bytes': size}, wav
 
     with path.open('a', encoding='utf-8') as store:
         for start in range(0, len(jobs), batch_size):
             part = [heard(*job) for job in jobs[start : start + batch_size]]
-            found = tokenizer.encode([wav for _, wav in part])
+            part = [one for one in part if one is not None]
+            found = tokenizer.encode([wav for _, wav in part]) if part else []
             for (line, _), codes in zip(part, found, strict=True):
                 store.write(json.dumps({**line, 'codes': np.asarray(codes).tolist()}) + '\n')
             store.flush()
+            advance(len(jobs[start : start + batch_size]))
     return CodesStore.open(path)
+
+
+def _opened(recordings: Sequence[Recording], load: Load, refused) -> list[Clips]:
+    """Each recording by itself, those that can be opened."""
+    if refused is None:
+        check_audio(recordings)
+    opened = [
+        _unless_refused(lambda r=r: clips_on_disk([r], RATE, load), r.audio, refused)
+        for r in recordings
+    ]
+    return [clip for clip in opened if clip is not None]
+
+
+def _unless_refused(read: Callable, audio: str, refused):
+    """What `read` gives, or None where it refuses and there is somebody to be told."""
+    try:
+        return read()
+    except InputError as error:
+        if refused is None:
+            raise
+        refused(audio, error)
+        return None
+
+
+def _audio(clip: Clips) -> str:
+    return clip.recordings[0].audio
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:

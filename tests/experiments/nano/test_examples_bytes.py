@@ -72,7 +72,7 @@ def corpus(form):
         add(f'o/{answer}.flac', examples.sentence(answer), 'awb', 'answer_other', -1)
     for i in range(9):
         add(f'w/{i}.flac', ' '.join(rng.choice(facts.words, 5)), 'kal16', 'words', -1)
-    return examples.Corpus(facts, recordings, CodesStore(store), form, CODES, seed=3)
+    return examples.Corpus(facts, recordings, CodesStore(store), form, seed=3)
 
 
 def made(name, corpus, form):
