@@ -33,7 +33,9 @@ from mossjax.models.lm import dialogue
 MODES = ('s2s', 's2t', 't2s', 't2t')
 MIXED = 'mixed'
 SIDES = {'s': 'speech', 't': 'text'}
-Versions = Callable[[str], Sequence[Version]]  # audio path -> its codes, the undisturbed first
+UNREADABLE = 'audio that cannot be read'
+# Audio path -> its codes, the undisturbed first; none where it could not be read.
+Versions = Callable[[str], Sequence[Version]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,10 @@ def examples(
     for draft in drafts(entry, recipe):
         if isinstance(draft, Reject):
             yield draft
+            continue
+        audio = [speech.audio for speech in draft.speech if speech.audio is not None]
+        if not all(len(versions(path)) for path in audio):
+            yield Reject(draft.kind, draft.name, UNREADABLE)
             continue
         try:
             found = [
