@@ -22,7 +22,7 @@ from experiments.nano.render import REPLY_VOICE
 from experiments.nano.world import Fact, World
 from mossjax.data import corpus as corpora
 from mossjax.data.codes import CodesStore
-from mossjax.data.corpus import Recipe
+from mossjax.data.drafts import Recipe, Reject
 from mossjax.data.format import Format
 from mossjax.data.manifest import Dialogue, Entry, Recording, Turn
 from mossjax.data.rows import Example
@@ -113,7 +113,7 @@ def plain(count: int, rng: np.random.Generator) -> Iterable[int]:
 def _made(entry, recipe, form, rng, versions=dict.get, version=0) -> Iterator[Example]:
     """What must work for every entry: all of them are ours."""
     for made in corpora.examples(entry, versions, recipe, form, rng, version):
-        if isinstance(made, corpora.Reject):
+        if isinstance(made, Reject):
             raise InputError(f'{made.name}: {made.reason} {made.detail}')
         yield made.example
 

@@ -7,20 +7,20 @@ Recipes, and what each takes:
                a mode needs speech, or text, of every turn on its side; the reply is learnt
   asr, tts     recordings (or turns) with text: write down what is said, say what is written; of
                dialogues tts takes what the assistant says
-  interleaved  recordings with "words" (ends of words or phrases in seconds): pieces of 3 to 6 s that
-               alternate between speech and text
+  interleaved  recordings with "words" (ends of words or phrases in seconds): pieces of 3 to 6 s
+               that alternate between speech and text
   speech       recordings, with text or without
   text         documents, or the texts of recordings
 What is longer than a row goes on in another (interleaved, speech, text) or is left out (sft, asr,
 tts). System prompts are those of the model's generation_config.json, as in `mossjax chat`.
 
 --folder: WAV, FLAC, OGG, MP3 files in it and below.
-  Their words       a.txt beside a.wav; or a table in the folder: metadata.csv with columns file_name
-                    and text (or the names Common Voice, DeepSpeech, ... use), metadata.jsonl, or
-                    LJSpeech's id|text|text. Of several tables give the path of one.
-  Dialogues (sft)   001.user.wav and 001.assistant.wav, each with its .txt if you want text modes, or
-                    a .txt alone for a turn in writing. Longer ones number their turns:
-                    001.1.user.wav, 001.2.assistant.wav, 001.3.user.wav, ...
+  Their words      a.txt beside a.wav; or a table in the folder: metadata.csv with columns
+                   file_name and text (or the names Common Voice, DeepSpeech, ... use),
+                   metadata.jsonl, LJSpeech's id|text|text. Of several give the path of one.
+  Dialogues (sft)  001.user.wav and 001.assistant.wav, each with its .txt if you want text modes,
+                   or a .txt alone for a turn in writing. Longer ones number their turns:
+                   001.1.user.wav, 001.2.assistant.wav, 001.3.user.wav, ...
 
 --manifest: a JSONL file, one object a line; paths are relative to it.
   {"audio": "a.wav", "text": "the answer is seven", "speaker": "ann",
@@ -48,30 +48,32 @@ import pathlib
 
 from absl import flags
 
+from mossjax import paths
+from mossjax.cli.common import READ_FILE, READ_FOLDER, WRITE_FILE, WRITE_FOLDER, path_flag
 from mossjax.errors import InputError
 
 FLAGS = flags.FlagValues()
-_MANIFEST = flags.DEFINE_string(
-    'manifest', None, 'JSONL of recordings, dialogues or documents.', flag_values=FLAGS
+_MANIFEST = path_flag(
+    'manifest', None, 'JSONL of recordings, dialogues or documents.', READ_FILE, FLAGS
 )
-_FOLDER = flags.DEFINE_string(
+_FOLDER = path_flag(
     'folder', None, 'Folder of recordings, or the table in it that lists them; its manifest is '
-    'written to OUT/manifest.jsonl.', flag_values=FLAGS,
-)  # fmt: skip
-_CODEC = flags.DEFINE_string(
+    'written to OUT/manifest.jsonl.', paths.local, FLAGS,
+)
+_CODEC = path_flag(
     'codec', None, 'Codec directory; only its speech tokenizer is used, and only for recordings.',
-    flag_values=FLAGS,
-)  # fmt: skip
-_MODEL = flags.DEFINE_string(
+    READ_FOLDER, FLAGS,
+)
+_MODEL = path_flag(
     'model', None, 'Language model directory: config.json, tokenizer.json, generation_config.json; '
-    'its weights are not needed.', required=True, flag_values=FLAGS,
-)  # fmt: skip
+    'its weights are not needed.', READ_FOLDER, FLAGS, required=True,
+)
 _RECIPE = flags.DEFINE_enum(
     'recipe', None, ['sft', 'asr', 'tts', 'interleaved', 'speech', 'text'], 'What to make.',
     required=True, flag_values=FLAGS,
 )  # fmt: skip
-_OUT = flags.DEFINE_string(
-    'out', None, 'Directory of the rows; made if missing.', required=True, flag_values=FLAGS
+_OUT = path_flag(
+    'out', None, 'Directory of the rows; made if missing.', WRITE_FOLDER, FLAGS, required=True
 )
 _LENGTH = flags.DEFINE_integer(
     'length', None, "Positions of a row; a quarter of the model's by default (10,240 of the "
@@ -86,13 +88,13 @@ _VERSIONS = flags.DEFINE_integer(
 )  # fmt: skip
 _MODES = flags.DEFINE_list('modes', ['s2s', 's2t', 't2s', 't2t'], 'Of sft.', flag_values=FLAGS)
 _SEED = flags.DEFINE_integer(
-    'seed', 0, 'Of everything that is drawn.', lower_bound=0, upper_bound=2**63 - 1,
+    'seed', 0, 'Of everything that is drawn.', lower_bound=0, upper_bound=2**32 - 1,
     flag_values=FLAGS,
 )  # fmt: skip
-_CODES = flags.DEFINE_string(
+_CODES = path_flag(
     'codes', None, 'File of the codes, OUT/codes.jsonl by default. Name one file for several '
-    'recipes of the same recordings, and each is tokenized once.', flag_values=FLAGS,
-)  # fmt: skip
+    'recipes of the same recordings, and each is tokenized once.', WRITE_FILE, FLAGS,
+)
 
 
 
@@ -103,11 +105,9 @@ def main(args: list[str]) -> None:
     if not (_MANIFEST.value or _FOLDER.value):
         raise InputError('neither --folder nor --manifest is given; name your recordings')
     out = pathlib.Path(_OUT.value)
-    if out.exists() and not out.is_dir():
-        raise InputError(f'--out {out} is a file; name a folder')
 
     from mossjax.data import job as jobs
-    from mossjax.data.corpus import Recipe
+    from mossjax.data.drafts import Recipe
     from mossjax.data.folder import read_folder
     from mossjax.data.format import Format
     from mossjax.data.manifest import read_manifest, write_manifest
@@ -154,8 +154,8 @@ def _checked_codec(codes: int) -> str:
     config, *_ = open_files(pathlib.Path(_CODEC.value))
     if config.codes > codes:
         raise InputError(
-            f'--codec {_CODEC.value} has {config.codes} codes, the language model {codes}; take the '
-            'codec it was trained with'
+            f'--codec {_CODEC.value} has {config.codes} codes, the language model {codes}; take '
+            'the codec it was trained with'
         )
     return fingerprint(_CODEC.value)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import re
 
 from mossjax.data import tables
-from mossjax.data.corpus import Reject
+from mossjax.data.drafts import Reject
 from mossjax.data.manifest import Dialogue, Entry, Recording, Turn
 from mossjax.data.tables import AUDIO, Said
 from mossjax.errors import InputError
@@ -52,9 +52,10 @@ def read_folder(folder: str | os.PathLike) -> Found:
       InputError: there are no recordings, or it is not clear what is said in them.
     """
     path = Path(folder)
-    if not path.exists():
-        raise InputError(f'{path} does not exist; check the path')
-    root, table = (path, None) if path.is_dir() else (path.parent, path)
+    table = None if path.is_dir() else path
+    if table and table.suffix.lower() not in (*tables.TABLES, '.jsonl', '.txt'):
+        raise InputError(f'{path} is neither a folder nor a table (CSV, TSV, JSONL) that is there')
+    root = path.parent if table else path
     root = Path(os.path.abspath(root))
     files = _files(root)
     audio = [file for file in files if _suffix(file) in AUDIO]

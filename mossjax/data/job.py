@@ -22,7 +22,7 @@ import numpy as np
 
 from mossjax.data import builder, corpus
 from mossjax.data.codes import CodesStore, Encoder, tokenize_recordings
-from mossjax.data.corpus import Draft, Recipe, Reject
+from mossjax.data.drafts import Draft, Recipe, Reject, drafts
 from mossjax.data.format import Format
 from mossjax.data.manifest import Entry, Recording, to_json
 from mossjax.data.rows import Example
@@ -68,7 +68,7 @@ class Job:
     def audio(self, entry: Entry) -> dict[str, int]:
         """The recordings that an entry needs -> how many versions of each."""
         needed: dict[str, int] = {}
-        for draft in corpus.drafts(entry, self.recipe):
+        for draft in drafts(entry, self.recipe):
             for speech in draft.speech if isinstance(draft, Draft) else ():
                 if speech.audio is not None:
                     count = self.versions if speech.heard else 1
@@ -143,7 +143,7 @@ def _material(job: Job, tally: Tally) -> dict[str, int]:
     needed: dict[str, int] = {}
     some = False
     for number, (entry, _) in enumerate(job.entries()):
-        found = corpus.drafts(entry, job.recipe)
+        found = drafts(entry, job.recipe)
         some = some or any(isinstance(draft, Draft) for draft in found)
         for reject in found:
             if isinstance(reject, Reject):

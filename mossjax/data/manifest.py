@@ -23,11 +23,11 @@ carry splits, groups or facts of its own.
 from collections.abc import Iterable, Mapping
 import dataclasses
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
+from mossjax import values
 from mossjax.errors import InputError
 from mossjax.files import replacing
 
@@ -138,9 +138,18 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[Entry]) -> None:
     """
     path = Path(path)
     root = path.parent.resolve()
-    lines = [json.dumps(to_json(e, root), ensure_ascii=False) + '\n' for e in entries]
+    lines = [_line(to_json(e, root)) for e in entries]
     with replacing(path) as temporary:
         temporary.write_text(''.join(lines), encoding='utf-8')
+
+
+def _line(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the name of a file that is no UTF-8
+        text = json.dumps(fields)
+    return f'{text}\n'
 
 
 def to_json(entry: Entry, root: Path) -> dict[str, Any]:
@@ -177,12 +186,7 @@ def _shown(key: str, value: Any, root: Path) -> Any:
 
 def parse_line(line: str, where: str, root: Path = Path('.')) -> Entry:
     """One JSONL line to an entry; `where` (file:line) goes into the errors."""
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise InputError(
-            f'{where}: not JSON ({e.msg}, column {e.colno}); write one object a line.'
-        ) from e
+    fields = values.parse_json(line, where, 'Write one object a line.')
     if not isinstance(fields, dict):
         raise InputError(f'{where}: a {type(fields).__name__}, expected an object {{...}}.')
     kinds = [key for key in ('audio', 'turns') if key in fields]
@@ -200,6 +204,8 @@ def parse_line(line: str, where: str, root: Path = Path('.')) -> Entry:
 
 def _parse_recording(fields: dict, where: str, root: Path) -> Recording:
     known = {f.name for f in dataclasses.fields(Recording)} - {'extra'}
+    if 'seconds' in fields:  # read where the length of the recording is wanted
+        values.number(fields['seconds'], f'{where}:seconds', values.POSITIVE)
     return Recording(
         audio=_path(fields['audio'], f'{where}:audio', root),
         text=_text(fields.get('text', ''), f'{where}:text'),
@@ -251,7 +257,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _codes(value: Any, where: str) -> tuple[int, ...]:
-    fits = isinstance(value, list) and all(type(c) is int and c >= 0 for c in value)
+    fits = isinstance(value, list) and all(c in values.COUNT for c in value)
     if not fits or not value:
         raise InputError(f'{where}: expected a list of speech tokens (integers from 0), not empty.')
     return tuple(value)
@@ -264,9 +270,8 @@ def _labels(value: Any, where: str) -> Labels:
     for i, pair in enumerate(value):
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise InputError(f'{where}[{i}]: {pair!r}, expected [label, end seconds].')
-        if isinstance(pair[1], bool) or not isinstance(pair[1], int | float):
-            raise InputError(f'{where}[{i}]: end {pair[1]!r} is not a number of seconds.')
-        if not math.isfinite(pair[1]) or pair[1] < previous:
+        values.number(pair[1], f'{where}[{i}]: the end in seconds', values.NUMBER)
+        if pair[1] < previous:
             raise InputError(
                 f'{where}[{i}]: ends at {pair[1]} s, before the previous label ({previous} s); '
                 'sort the labels and give the END of each.'

@@ -14,7 +14,7 @@ import json
 import os
 from pathlib import Path
 
-from mossjax.data.corpus import Reject
+from mossjax.data.drafts import Reject
 from mossjax.errors import InputError
 
 # What a recording may be called; whether it can be read is seen when it is.

@@ -6,9 +6,11 @@ import json
 import os
 from typing import Any
 
+from mossjax import paths
 from mossjax.data.chunks import CODES_PER_SECOND
 from mossjax.data.codes import Version
-from mossjax.data.corpus import UNREADABLE, Made, Reject
+from mossjax.data.corpus import UNREADABLE, Made
+from mossjax.data.drafts import Reject
 from mossjax.data.rows import IGNORE
 from mossjax.errors import InputError
 from mossjax.files import replacing
@@ -65,12 +67,12 @@ class Tally:
                 'reason': reason,
                 'kinds': sorted(set().union(*(kinds for kinds, _, _ in entries.values()))),
                 'entries': len(entries),
-                'names': [_shown(name) for _, name, _ in list(entries.values())[:NAMED]],
-                'detail': _shown(next(iter(entries.values()))[2]),
+                'names': [paths.printable(name) for _, name, _ in list(entries.values())[:NAMED]],
+                'detail': paths.printable(next(iter(entries.values()))[2]),
             }
             for reason, entries in sorted(self._left.items(), key=lambda x: -len(x[1]))
         ]
-        why = sorted(map(_shown, self.unreadable.values()))
+        why = sorted(map(paths.printable, self.unreadable.values()))
         return {
             'recordings': self._recordings,
             'hours': self._seconds / 3600,
@@ -111,8 +113,3 @@ def describe(left: dict[str, Any]) -> str:
     detail = f' ({left["detail"]})' if left['detail'] else ''
     names = ', '.join(map(os.path.basename, left['names']))
     return f'{left["entries"]}  {left["reason"]}{detail} [{" ".join(left["kinds"])}]: {names}{more}'
-
-
-def _shown(name: str) -> str:
-    """Names of files may be no UTF-8."""
-    return name.encode('utf-8', 'backslashreplace').decode()

@@ -74,9 +74,12 @@ TURNS = '{"turns": [{"role": "user", "text": "hi"}, %s]}'
         ('{"audio": "a", "speaker": null}', r':2:speaker: a NoneType'),
         ('{"audio": "a", "times": {}}', r':2:times: expected'),
         ('{"audio": "a", "times": [["t"]]}', r":2:times\[0\]: \['t'\]"),
-        ('{"audio": "a", "times": [["t", "1"]]}', r":2:times\[0\]: end '1'"),
+        ('{"audio": "a", "times": [["t", "1"]]}', r":2:times\[0\]: the end in seconds is '1'"),
         ('{"audio": "a", "times": [["t", 0.2], ["u", 0.1]]}', r':2:times\[1\]: ends at 0.1 s'),
-        ('{"audio": "a", "words": [["t", NaN]]}', r':2:words\[0\]: ends at nan'),
+        ('{"audio": "a", "words": [["t", NaN]]}', r':2: not JSON \(NaN is no number'),
+        ('{"audio": "a", "words": [["t", 1e30]]}', r':2:words\[0\]: the end in seconds is 1e'),
+        ('{"audio": "a", "seconds": "long"}', r":2:seconds is 'long', expected a number above 0"),
+        ('{"audio": "a", "audio": "b"}', r':2: not JSON'),
         ('{"turns": []}', r':2:turns: expected'),
         (TURNS % '3', r':2:turns\[1\]: a int'),
         (TURNS % '{"role": "bot", "text": ""}', r":2:turns\[1\].role: 'bot'.*assistant"),
@@ -86,6 +89,7 @@ TURNS = '{"turns": [{"role": "user", "text": "hi"}, %s]}'
         (TURNS % '{"role": "user", "codes": []}', r':2:turns\[1\].codes: expected a list'),
         (TURNS % '{"role": "user", "codes": [1, -1]}', r':2:turns\[1\].codes'),
         (TURNS % '{"role": "user", "codes": [true]}', r':2:turns\[1\].codes'),
+        (TURNS % '{"role": "user", "codes": [3000000000]}', r':2:turns\[1\].codes'),
     ],
 )
 def test_faults_name_file_line_and_key(tmp_path, line, where):
