@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import json
+import tempfile
 from typing import Any
 
 from absl import logging
@@ -90,8 +91,9 @@ def write_rows(
     builder = _builder_class()(
         data_dir=directory, file_format='array_record', length=length, asked=asked, make=generate
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads
-        builder.download_and_prepare()
+    # TFDS announces downloads, and makes a folder for them.
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as nowhere:
+        builder.download_and_prepare(download_dir=nowhere)
     logging.info('%s: %d rows, %.1f %% padding', directory, fill.rows, 100 * fill.padding)
     return dict(open_rows(directory).metadata)
 

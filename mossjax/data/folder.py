@@ -74,7 +74,7 @@ def read_folder(folder: str | os.PathLike) -> Found:
 
 def _files(root: Path) -> list[str]:
     """Absolute paths, hidden ones left out; links are followed, each folder is visited once."""
-    found, seen = [], set()
+    found, seen = [], {os.path.realpath(root)}
     for here, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(
             f for f in folders

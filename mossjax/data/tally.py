@@ -83,7 +83,7 @@ class Tally:
         }
 
     def save(self, path: str | os.PathLike) -> None:
-        """Every entry that was left out, one JSON line for each reason."""
+        """Every entry that was left out, one JSON line for each reason; no file if none was."""
         lines = [
             {'name': name, 'kinds': sorted(kinds), 'reason': reason, 'detail': detail}
             for reason, entries in self._left.items()
@@ -93,6 +93,8 @@ class Tally:
             {'name': audio, 'kinds': ['audio'], 'reason': UNREADABLE, 'detail': why}
             for audio, why in self.unreadable.items()
         ]
+        if not lines:
+            return
         with replacing(path) as temporary:
             temporary.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
