@@ -187,7 +187,7 @@ def _lines(metadata) -> list[str]:
     summary, tokens = metadata['summary'], metadata['summary']['tokens']
     kinds = ', '.join(f'{kind} {count:,}' for kind, count in summary['examples'].items())
     lines = [
-        f'  recordings  {summary["recordings"]:,}, {summary["hours"]:.2f} hours',
+        f'  recordings  {summary["recordings"]:,}, {summary["hours"]:.3g} hours',
         f'  examples    {metadata["examples"]:,}: {kinds}',
         f'  tokens      {tokens["text"]:,} of text, {tokens["speech"]:,} of speech; to be learnt '
         f'{tokens["text targets"]:,} and {tokens["speech targets"]:,}',

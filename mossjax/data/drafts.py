@@ -17,7 +17,7 @@ import dataclasses
 import numpy as np
 
 from mossjax.data import recipes
-from mossjax.data.chunks import chunks_at_words, word_borders
+from mossjax.data.chunks import CODES_PER_SECOND, chunks_at_words, word_borders
 from mossjax.data.codes import Version
 from mossjax.data.format import Format
 from mossjax.data.manifest import Dialogue, Entry, Labels, Recording, Turn
@@ -28,6 +28,7 @@ from mossjax.models.lm import dialogue
 MODES = ('s2s', 's2t', 't2s', 't2t')
 MIXED = 'mixed'
 SIDES = {'s': 'speech', 't': 'text'}
+SLACK_SECONDS = 0.5  # that words may end after their recording
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,13 +241,23 @@ def _interleaved(entry: Entry, recipe: Recipe) -> Iterator[Draft | Reject]:
         yield Reject('interleaved', name, 'no "words": the ends of words or phrases in seconds')
     else:
         def lay(versions, form, rng):
-            chunks = chunks_at_words(
-                entry.words, versions[0].codes, rng, recipe.seconds, versions[0].offset, entry.text
-            )
+            codes, offset = versions[0].codes, versions[0].offset
+            _check_words(entry, len(codes) / CODES_PER_SECOND - offset)
+            chunks = chunks_at_words(entry.words, codes, rng, recipe.seconds, offset, entry.text)
             whole = recipes.interleaved(chunks, form, rng, name)
             return recipes.pieces(whole, form, recipe.length) if recipe.length else [whole]
 
         yield Draft('interleaved', name, (Speech(entry.audio, heard=True),), lay)
+
+
+def _check_words(entry: Recording, seconds: float) -> None:
+    """Raises InputError for words of another recording, or in another unit."""
+    end = entry.words[-1][1]
+    if end > seconds + SLACK_SECONDS:
+        raise InputError(
+            f'its last word ends after {end:g} s, the recording after {seconds:.2f} s; give the '
+            'ends of words in seconds'
+        )
 
 
 def _speech(entry: Entry, recipe: Recipe) -> Iterator[Draft | Reject]:

@@ -41,7 +41,7 @@ def test_a_folder_becomes_rows(nano, folder, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said == (
         f'{out}:\n'
-        '  recordings  4, 0.00 hours\n'
+        f'  recordings  4, {metadata["summary"]["hours"]:.3g} hours\n'
         '  examples    8: s2s 2, s2t 2, t2s 2, t2t 2\n'
         f'  tokens      {tokens["text"]} of text, {tokens["speech"]} of speech; to be learnt '
         f'{tokens["text targets"]} and {tokens["speech targets"]}\n'

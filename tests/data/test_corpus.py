@@ -266,6 +266,13 @@ def test_of_dialogues_every_turn_is_transcribed_and_the_assistant_is_imitated(fo
     assert [targets([e], 1) for _, e in good] == [[7, 8, EOSP], [9, 10, EOSP]]
 
 
+def test_words_in_another_unit_are_noticed(form):
+    line = {**WORDS, 'words': [['what', 160], ['is', 320], ['two', 480]]}
+    found = list(corpus.examples(entry(**line), CODES.get, Recipe('interleaved'), form, Fixed()))
+    assert found[0].reason == 'cannot be laid out'
+    assert found[0].detail.startswith('its last word ends after 480 s, the recording after 0.48 s')
+
+
 SILENT = {'role': 'user', 'text': ' '}
 
 
