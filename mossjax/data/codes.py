@@ -29,6 +29,7 @@ from mossjax.errors import InputError
 from mossjax.files import replacing
 
 RATE = 16_000  # Hz, of the tokenizer
+GROUP_SECONDS = 30 * 60  # of audio in memory at a time: 115 MB
 
 
 class Encoder(Protocol):
@@ -63,8 +64,8 @@ class CodesStore:
             raise InputError(f'{path}: no codes; tokenize the recordings first.')
         found: dict[str, dict[int, Version]] = {}
         for line in _complete_lines(path):
-            version = Version(np.asarray(line['codes'], np.int32), float(line.get('offset', 0.0)))
-            found.setdefault(_absolute(line['path'], path), {})[line.get('version', 0)] = version
+            version = Version(line['codes'], line['offset'])
+            found.setdefault(_absolute(line['path'], path), {})[line['version']] = version
         ordered = {name: [x[i] for i in sorted(x)] for name, x in found.items()}
         return cls(ordered, str(path))
 
@@ -143,15 +144,28 @@ def tokenize_recordings(
         return {**line, 'seconds': len(wav) / RATE, 'bytes': size}, wav
 
     with path.open('a', encoding='utf-8') as store:
-        for start in range(0, len(jobs), batch_size):
-            part = [heard(*job) for job in jobs[start : start + batch_size]]
-            part = [one for one in part if one is not None]
+        for group in _groups(jobs, batch_size):
+            part = [one for job in group if (one := heard(*job)) is not None]
             found = tokenizer.encode([wav for _, wav in part]) if part else []
             for (line, _), codes in zip(part, found, strict=True):
                 store.write(json.dumps({**line, 'codes': np.asarray(codes).tolist()}) + '\n')
             store.flush()
-            advance(len(jobs[start : start + batch_size]))
+            advance(len(group))
     return CodesStore.open(path)
+
+
+def _groups(jobs: list[tuple[Clips, int]], most: int) -> Iterator[list[tuple[Clips, int]]]:
+    """Runs of at most `most` jobs and GROUP_SECONDS of audio, one job at least."""
+    group, total = [], 0
+    for clip, version in jobs:
+        length = int(clip.lengths[0])
+        if group and (len(group) == most or total + length > GROUP_SECONDS * RATE):
+            yield group
+            group, total = [], 0
+        group.append((clip, version))
+        total += length
+    if group:
+        yield group
 
 
 def _opened(recordings: Sequence[Recording], load: Load, refused) -> list[Clips]:
@@ -197,15 +211,19 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Parsed lines; a last line without its newline was torn by an interruption and left out."""
+    """Parsed lines, codes as int32 (n,); a last line without its newline was torn by an
+    interruption and is left out."""
     with path.open(encoding='utf-8') as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith('\n'):
                 return
             try:
                 fields = json.loads(line)
-                fields['path'], fields['codes']
-            except (ValueError, KeyError, TypeError) as e:
+                fields['codes'] = np.asarray(fields['codes'], np.int32).reshape(-1)
+                fields['offset'] = float(fields.get('offset', 0.0))
+                fields['version'] = int(fields.get('version', 0))
+                fields['path'] = str(fields['path'])
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
                 raise InputError(
                     f'{path}:{number}: expected {{"path": ..., "codes": [...]}} ({e!r}); tokenize '
                     'the recordings anew.'
