@@ -1,15 +1,18 @@
-"""How many of the taught answers a judge hears, without and with the adapter.
+"""How many of the taught answers a judge hears, and of others, without and with the adapter.
 
     python -m experiments.own_voice.listen --folder recordings --adapter adapter
 
-Every question of the folder is asked aloud, and pocketsphinx listens to the replies with the closed
-grammar of the nano world (`mossjax.eval.judge`): it hears "the answer is X" for the answers of that
-world and nothing else, so this is for the recordings of `experiments.own_voice.recordings`.
+Every question of the folder is asked aloud, and as many that the model could answer before, to see
+what it forgot. pocketsphinx listens to the replies with the closed grammar of the nano world
+(`mossjax.eval.judge`): it hears "the answer is X" for the answers of that world and nothing else,
+so this is for the recordings of `experiments.own_voice.recordings`.
 """
 
 from collections.abc import Sequence
+import dataclasses
 
 from absl import flags
+import numpy as np
 
 from experiments.nano.script import start
 from mossjax.convert.placement import on_host
@@ -19,7 +22,7 @@ from mossjax.errors import InputError
 from mossjax.eval.judge import Judge
 from mossjax.eval.spoken_qa import accuracy
 from mossjax.infer import audio
-from mossjax.infer.assets import Assets, shipped
+from mossjax.infer.assets import HELDOUT, Assets, shipped
 from mossjax.infer.chat import INPUT_RATE, OUTPUT_RATE, Chat
 from mossjax.models.lm.dialogue import Turn
 
@@ -35,22 +38,36 @@ def taught(folder: str) -> tuple[list[str], list[str]]:
     return tuple(map(list, zip(*pairs, strict=True)))
 
 
-def heard(assets: Assets, judge: Judge, questions: Sequence[str], adapter: str | None) -> list:
-    """The answer word that the judge hears in each reply, None for none."""
-    chat = Chat.open(assets.lm, assets.codec, put=on_host('float32'), adapter=adapter)
-    asked = [[Turn('user', audio.load(path, INPUT_RATE))] for path in questions]
+def heard(chat: Chat, judge: Judge, questions: Sequence[np.ndarray]) -> list[str | None]:
+    """The answer word that the judge hears in each reply, None for none.
+
+    Args:
+      questions: waveforms (w,) at 16 kHz.
+    """
+    asked = [[Turn('user', wav)] for wav in questions]
     replies = chat.replies(asked, 'audio', chat.settings.greedy().at_most(LONGEST))
     return [None if r.wav is None else judge.answer(r.wav, OUTPUT_RATE) for r in replies]
 
 
 def main() -> None:
     assets = Assets.open(shipped())
-    questions, answers = taught(flags.FLAGS.folder)
+    files, answers = taught(flags.FLAGS.folder)
+    others = assets.questions(HELDOUT)[: len(files)]
+    questions = [audio.load(file, INPUT_RATE) for file in files]
+    questions += [assets.load(clip, INPUT_RATE) for clip in others]
     facts = assets.facts.values()
     judge = Judge([fact.answer for fact in facts], [fact.question for fact in facts])
-    for name, adapter in (('without', None), ('with', flags.FLAGS.adapter)):
-        right = accuracy(heard(assets, judge, questions, adapter), answers)
-        print(f'{name:7} the adapter: {right} of {len(answers)} heard right')
+    put = on_host('float32')
+    plain = Chat.open(assets.lm, assets.codec, put=put)
+    taught_one = dataclasses.replace(  # one codec, compiled once, for both
+        Chat.open(assets.lm, put=put, adapter=flags.FLAGS.adapter),
+        encode=plain.encode, decode=plain.decode,
+    )  # fmt: skip
+    for name, chat in (('without', plain), ('with', taught_one)):
+        found, count = heard(chat, judge, questions), len(answers)
+        right = accuracy(found[:count], answers)
+        old = accuracy(found[count:], [assets.facts[clip.fact].answer for clip in others])
+        print(f'{name} the adapter: {right} of {count} heard right, {old} of {len(others)} others')
 
 
 if __name__ == '__main__':

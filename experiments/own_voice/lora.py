@@ -11,9 +11,9 @@ MODEL = 'mossjax/assets/nano/lm'
 def get_config():
     config = defaults()
     config.task = 'lm'
-    config.steps = 100
+    config.steps = 60
     config.log_every = 20
-    config.save_every = 100
+    config.save_every = 60
     config.keep = 1
     config.init_from = MODEL
     config.model.config = MODEL
@@ -21,8 +21,8 @@ def get_config():
     config.model.lora = {'rank': 16, 'alpha': 32.0, 'targets': (r'.*/attn/[qkvo]', r'.*/mlp/.*')}
     config.data.rows = {'own': 'rows/own'}
     config.data.weights = {'own': 1.0}
-    config.data.batch_size = 8
-    config.optim.peak_lr = 3e-3
+    config.data.batch_size = 4
+    config.optim.peak_lr = 1e-3
     config.optim.warmup_steps = 10
     config.optim.weight_decay = 0.0
     return config

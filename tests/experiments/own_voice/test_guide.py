@@ -49,11 +49,11 @@ def test_the_guide_teaches_twenty_answers(tmp_path):
         'python -m experiments.own_voice.listen',
     ]  # fmt: skip
     rows = next(out for line, out in said.items() if line.startswith('mossjax rows'))
-    assert 's2s 160, s2t 160, t2s 160, t2t 160' in rows and 'left out' not in rows
+    assert 'examples    320: s2s 160, t2s 160\n' in rows and 'left out' not in rows
     assert audio.read_header(tmp_path / 'answer.wav').rate == 24000
-    heard = re.findall(r'(\d+) of 20 heard right', said[commands()[-1]])
-    before, after = map(int, heard)
-    assert before < 5 and after >= 15, said[commands()[-1]]
+    heard = re.findall(r'(\d+) of 20 heard right, (\d+) of 20 others', said[commands()[-1]])
+    (before, _), (after, kept) = (map(int, line) for line in heard)
+    assert before < 5 and after >= 15 and kept >= 12, heard
 
 
 def test_what_is_taught_was_never_spoken(tmp_path):
