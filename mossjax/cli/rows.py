@@ -52,13 +52,22 @@ from mossjax import paths
 from mossjax.cli.common import READ_FILE, READ_FOLDER, WRITE_FILE, WRITE_FOLDER, path_flag
 from mossjax.errors import InputError
 
+TABLES = ('.csv', '.tsv', '.jsonl', '.txt')
+
+
+def _folder_or_table(path: str, name: str) -> pathlib.Path:
+    """The check of --folder."""
+    table = pathlib.Path(path).suffix.lower() in TABLES and not pathlib.Path(path).is_dir()
+    return (paths.file_to_read if table else paths.folder_to_read)(path, name)
+
+
 FLAGS = flags.FlagValues()
 _MANIFEST = path_flag(
     'manifest', None, 'JSONL of recordings, dialogues or documents.', READ_FILE, FLAGS
 )
 _FOLDER = path_flag(
     'folder', None, 'Folder of recordings, or the table in it that lists them; its manifest is '
-    'written to OUT/manifest.jsonl.', paths.local, FLAGS,
+    'written to OUT/manifest.jsonl.', _folder_or_table, FLAGS,
 )
 _CODEC = path_flag(
     'codec', None, 'Codec directory; only its speech tokenizer is used, and only for recordings.',
@@ -70,7 +79,7 @@ _MODEL = path_flag(
 )
 _RECIPE = flags.DEFINE_enum(
     'recipe', None, ['sft', 'asr', 'tts', 'interleaved', 'speech', 'text'], 'What to make.',
-    required=True, flag_values=FLAGS,
+    flag_values=FLAGS,
 )  # fmt: skip
 _OUT = path_flag(
     'out', None, 'Directory of the rows; made if missing.', WRITE_FOLDER, FLAGS, required=True
@@ -104,6 +113,8 @@ def main(args: list[str]) -> None:
         raise InputError(f'stray argument {args[0]!r}; name recordings with --folder')
     if not (_MANIFEST.value or _FOLDER.value):
         raise InputError('neither --folder nor --manifest is given; name your recordings')
+    if not _RECIPE.value:
+        raise InputError('--recipe is not given; --help says which there are')
     out = pathlib.Path(_OUT.value)
 
     from mossjax.data import job as jobs

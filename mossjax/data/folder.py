@@ -53,10 +53,7 @@ def read_folder(folder: str | os.PathLike) -> Found:
     """
     path = Path(folder)
     table = None if path.is_dir() else path
-    if table and table.suffix.lower() not in (*tables.TABLES, '.jsonl', '.txt'):
-        raise InputError(f'{path} is neither a folder nor a table (CSV, TSV, JSONL) that is there')
-    root = path.parent if table else path
-    root = Path(os.path.abspath(root))
+    root = Path(os.path.abspath(path.parent if table else path))
     files = _files(root)
     audio = [file for file in files if _suffix(file) in AUDIO]
     table = table or tables.of_folder(root, files)

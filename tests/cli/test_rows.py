@@ -103,8 +103,9 @@ def test_what_each_recipe_lacks_is_said(nano, folder, tmp_path, capsys):
 @pytest.mark.parametrize('args, said', [
     (['--recipe', 'sft'], 'neither --folder nor --manifest'),
     (['--recipe', 'song', '--folder', '.'], '--recipe'),
-    (['--folder', '.'], '--recipe is required'),
-    (['--recipe', 'asr', '--folder', 'nowhere'], 'nowhere is neither a folder nor a table'),
+    (['--folder', '.'], '--recipe is not given'),
+    (['--recipe', 'asr', '--folder', 'nowhere'], '--folder nowhere: no such folder'),
+    (['--recipe', 'asr', '--folder', 'gone.csv'], '--folder gone.csv: no such file'),
     (['--recipe', 'asr', '--manifest', 'nowhere.jsonl'], '--manifest nowhere.jsonl: no such file'),
     (['--recipe', 'asr', '--manifest', 'm.jsonl', '--length', '1025'], 'the model has 1024'),
     (['--recipe', 'asr', '--manifest', 'm.jsonl', '--length', '2'], '--length'),
