@@ -118,7 +118,9 @@ def run(
     tally = Tally(job.recipe.name, job.rejects)
     needed = _material(job, tally)
     store = _codes(job, needed, Path(codes or directory / 'codes.jsonl'), encoder, tally, bar)
-    tally.hear([store.versions(audio)[0] for audio in needed if audio not in tally.unreadable])
+    for audio in needed:
+        if audio not in tally.unreadable:
+            tally.hear(store.versions(audio)[0].codes)
     made = _examples(job, store, tally, bar)
     first = next(made, None)
     if first is None:
@@ -143,11 +145,15 @@ def _material(job: Job, tally: Tally) -> dict[str, int]:
     needed: dict[str, int] = {}
     some = False
     for number, (entry, _) in enumerate(job.entries()):
-        found = drafts(entry, job.recipe)
-        some = some or any(isinstance(draft, Draft) for draft in found)
-        for reject in found:
-            if isinstance(reject, Reject):
-                tally.reject(number, reject)
+        speech = set()
+        for found in drafts(entry, job.recipe):
+            if isinstance(found, Reject):
+                tally.reject(number, found)
+            else:
+                some = True
+                speech |= {one.codes for one in found.speech if one.codes is not None}
+        for codes in speech:
+            tally.hear(codes)
         for audio, count in job.audio(entry).items():
             needed[audio] = max(count, needed.get(audio, 0))
     if not some:

@@ -8,7 +8,6 @@ from typing import Any
 
 from mossjax import paths
 from mossjax.data.chunks import CODES_PER_SECOND
-from mossjax.data.codes import Version
 from mossjax.data.corpus import UNREADABLE, Made
 from mossjax.data.drafts import Reject
 from mossjax.data.rows import IGNORE
@@ -38,10 +37,10 @@ class Tally:
         for i, reject in enumerate(rejects):
             self.reject(('folder', i), reject)
 
-    def hear(self, recordings: Sequence[Version]) -> None:
-        """The recordings that are used, undisturbed."""
-        self._recordings = len(recordings)
-        self._seconds = sum(len(r.codes) for r in recordings) / CODES_PER_SECOND
+    def hear(self, codes: Sequence[int]) -> None:
+        """A recording that is used, undisturbed, or what stands for one."""
+        self._recordings += 1
+        self._seconds += len(codes) / CODES_PER_SECOND
 
     def unread(self, audio: str, error: InputError) -> None:
         self.unreadable[audio] = str(error)
@@ -114,4 +113,5 @@ def describe(left: dict[str, Any]) -> str:
     more = ', ...' if left['entries'] > len(left['names']) else ''
     detail = f' ({left["detail"]})' if left['detail'] else ''
     names = ', '.join(map(os.path.basename, left['names']))
-    return f'{left["entries"]}  {left["reason"]}{detail} [{" ".join(left["kinds"])}]: {names}{more}'
+    what = f'{left["reason"]}{detail} [{" ".join(left["kinds"])}]'
+    return f'{left["entries"]:,}  {what}: {names}{more}'

@@ -214,6 +214,15 @@ def test_what_is_left_out_is_counted_by_reason(form, folder, tmp_path):
     assert len(listed) == 10
 
 
+def test_codes_of_a_manifest_count_as_recordings(form, folder, tmp_path):
+    line = {'turns': [{'role': 'user', 'codes': [1] * 20}, {'role': 'assistant', 'codes': [2] * 5}]}
+    entry = parse_line(json.dumps(line), 'test', folder)
+    encoder = Sizes()
+    facts = jobs.run(job(form, folder, [entry]), tmp_path / 'out', encoder)['summary']
+    assert facts['recordings'] == 2 and facts['hours'] == pytest.approx(2 / 3600)
+    assert not encoder.opened and facts['examples'] == {'s2s': 1}
+
+
 def test_nothing_to_make_is_said_before_anything_is_opened(form, folder, tmp_path):
     entries = [parse_line('{"audio": "q0.wav", "text": "two"}', 'test', folder)] * 2
     encoder = Sizes()
