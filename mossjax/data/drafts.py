@@ -160,18 +160,19 @@ def _sft(entry: Entry, recipe: Recipe) -> Iterator[Draft | Reject]:
     if not isinstance(entry, Dialogue):
         yield Reject('sft', name, 'no dialogue: sft takes turns of a user and an assistant')
     elif entry.turns[-1].role != 'assistant':
-        yield Reject('sft', name, 'the last turn is not the assistant\'s')
+        yield Reject('sft', name, "the last turn is not the assistant's")
     elif not all(_has(t, 's') or _has(t, 't') for t in entry.turns if t.role != 'system'):
         yield Reject('sft', name, 'a turn is empty')
     else:
         lacking = {mode: _lacking(entry, mode) for mode in MODES}
-        if all(lacking.values()):  # speech and text by turns: only as it stands
-            yield _dialogue(entry, MIXED, name)
+        if all(lacking.values()) and set(recipe.modes) == set(MODES):
+            yield _dialogue(entry, MIXED, name)  # speech and text by turns: as it stands
             return
         for mode in recipe.modes:
-            yield Reject(mode, name, lacking[mode]) if lacking[mode] else _dialogue(
-                entry, mode, name
-            )
+            if lacking[mode]:
+                yield Reject(mode, name, lacking[mode])
+            else:
+                yield _dialogue(entry, mode, name)
 
 
 def _lacking(entry: Dialogue, mode: str) -> str:
@@ -184,7 +185,8 @@ def _lacking(entry: Dialogue, mode: str) -> str:
 
 def _dialogue(entry: Dialogue, mode: str, name: str) -> Draft:
     """User turns in the one medium, assistant turns in the other; MIXED: spoken where they can."""
-    wanted = {'system': 't', 'user': mode[0], 'assistant': mode[2]}
+    user, assistant = 'ss' if mode == MIXED else mode[::2]
+    wanted = {'system': 't', 'user': user, 'assistant': assistant}
     as_speech = [
         _has(turn, 's') and (wanted[turn.role] != 't' or not turn.text) for turn in entry.turns
     ]

@@ -254,6 +254,8 @@ def test_speech_and_text_by_turns_stay_as_they_stand(form):
     good, rejects = made({'turns': turns}, form, Recipe('sft'))
     assert [(k, grid(e)) for k, e in good] == [('mixed', IN_SPEECH + HEARD + SAID + READ + SAID)]
     assert rejects == []
+    good, rejects = made({'turns': turns}, form, Recipe('sft', modes=('t2s',)))
+    assert not good and rejects == [('t2s', 'no text of a turn of the user')]
 
 
 def test_of_dialogues_every_turn_is_transcribed_and_the_assistant_is_imitated(form):
