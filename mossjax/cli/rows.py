@@ -44,6 +44,7 @@ Then: mossjax train with config.data.rows = {'own': 'rows/own'} (experiments/own
 """
 
 import dataclasses
+import os
 import pathlib
 
 from absl import flags
@@ -127,7 +128,7 @@ def main(args: list[str]) -> None:
     recipe = Recipe(_RECIPE.value, length=length, modes=tuple(_MODES.value))
     sources, rejects = [], []
     if _MANIFEST.value:
-        folder = pathlib.Path(_MANIFEST.value).absolute().parent
+        folder = pathlib.Path(os.path.abspath(_MANIFEST.value)).parent
         sources.append(jobs.Source(read_manifest(_MANIFEST.value), folder))
     if _FOLDER.value:
         found = read_folder(_FOLDER.value)
