@@ -27,8 +27,8 @@ from mossjax.convert.placement import on_host
 from mossjax.convert.qwen3 import start_speech_side
 from mossjax.data.builder import write_rows
 from mossjax.data.codes import CodesStore, tokenize_recordings
+from mossjax.data.format import Format
 from mossjax.data.manifest import Recording, read_recordings
-from mossjax.data.recipes import Format
 from mossjax.infer.chat import Chat
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds
@@ -215,7 +215,7 @@ def rows(workdir: Path, effort: float) -> dict:
     del effort
     form = form_of(workdir)
     corpus = examples.Corpus(
-        load_world(workdir), manifest(workdir, 'train'), open_codes(workdir, 'train'), form, CODES
+        load_world(workdir), manifest(workdir, 'train'), open_codes(workdir, 'train'), form
     )
     source = fingerprint(workdir / 'codes.jsonl')
     return {
@@ -275,7 +275,7 @@ def exact_scores(workdir: Path, chat: Chat) -> dict:
     """All four modes on unseen renderings and on facts never spoken."""
     facts = load_world(workdir)
     corpus = examples.Corpus(
-        facts, manifest(workdir, 'train'), open_codes(workdir, 'train'), form_of(workdir), CODES
+        facts, manifest(workdir, 'train'), open_codes(workdir, 'train'), form_of(workdir)
     )
     scores: dict = {'text_accuracy': measure.text_accuracy(chat, facts)}
     for split, about in (('heldout', facts.spoken), ('never_spoken', facts.never_spoken)):

@@ -20,6 +20,7 @@ from mossjax.files import FULL, MISSING, REFUSED
 COMMANDS = {
     'demo': 'the tour: the shipped nano model answers spoken questions, a judge listens',
     'tokenize': 'recordings to speech codes, one JSON line a file',
+    'rows': 'recordings, dialogues or texts to the packed rows that train reads',
     'chat': 'one question, or a dialogue, answered in speech or text',
     'convert': 'weights between Hugging Face and Orbax, with a certificate',
     'doctor': 'what is wrong with this machine, and how to mend it',

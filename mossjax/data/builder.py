@@ -5,12 +5,13 @@ it is complete, so one that was interrupted is not opened but written anew. Its 
 what was asked for (`config`), what came out (counts, padding) and a hash of all rows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import contextlib
 import functools
 import hashlib
+import io
 import json
-import sys
+import tempfile
 from typing import Any
 
 from absl import logging
@@ -49,6 +50,7 @@ def write_rows(
     pad: tuple[int, int] = (0, 0),
     assign: Assign = best_fit,
     window: int = 4096,
+    summary: Callable[[], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Packs examples into rows and writes them below `directory`; returns the metadata.
 
@@ -60,15 +62,15 @@ def write_rows(
       length: positions of a row.
       config: JSON facts that decide the content: recipe, seed, manifest, tokenizer ids.
       pad, assign, window: see `rows.pack`.
+      summary: called after the last example; JSON facts that the metadata keeps as 'summary'.
 
     Raises:
       InputError: the directory holds a data set made from another config; no examples; an
         example longer than a row.
     """
-    asked = {'config': json.loads(json.dumps(config)), 'length': length, 'pad': list(pad)}
-    finished = _prepared(directory)
-    if finished.exists():
-        return _check_same(directory, asked)
+    if (found := kept(directory, length, config=config, pad=pad)) is not None:
+        return found
+    asked = _asked(config, length, pad)
     for stale in _stale(directory):
         logging.warning('removing an unfinished data set: %s', stale)
         stale.rmtree()
@@ -84,12 +86,14 @@ def write_rows(
             raise InputError(f'{directory}: no examples to write; check the recipe and manifest.')
         counts = {key: getattr(fill, key) for key in ('rows', 'examples', 'tokens', 'supervised')}
         metadata |= {**counts, 'padding': fill.padding, 'sha256': digest.hexdigest()}
+        metadata |= {'summary': summary()} if summary else {}
 
     builder = _builder_class()(
         data_dir=directory, file_format='array_record', length=length, asked=asked, make=generate
     )
-    with contextlib.redirect_stdout(sys.stderr):  # TFDS announces itself on stdout
-        builder.download_and_prepare()
+    # TFDS announces downloads, and makes a folder for them.
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as nowhere:
+        builder.download_and_prepare(download_dir=nowhere)
     logging.info('%s: %d rows, %.1f %% padding', directory, fill.rows, 100 * fill.padding)
     return dict(open_rows(directory).metadata)
 
@@ -112,15 +116,36 @@ def open_rows(directory: str) -> RowSource:
     return RowSource(builder.as_data_source(split='train'), builder.info.metadata)
 
 
-def _check_same(directory: str, asked: dict[str, Any]) -> dict[str, Any]:
-    metadata = open_rows(directory).metadata
-    for key, value in asked.items():
-        if metadata[key] != value:
+def kept(
+    directory: str, length: int, *, config: Mapping[str, Any], pad: tuple[int, int] = (0, 0)
+) -> dict[str, Any] | None:
+    """The metadata of a complete data set that `write_rows` would leave alone, None without one.
+
+    Raises:
+      InputError: there is one, made from another config.
+    """
+    if not _prepared(directory).exists():
+        return None
+    metadata, asked = open_rows(directory).metadata, _asked(config, length, pad)
+    there, wanted = ({**x['config'], **{k: x[k] for k in asked}} for x in (metadata, asked))
+    for key in sorted((there.keys() | wanted.keys()) - {'config'}):
+        if there.get(key) != wanted.get(key):
             raise InputError(
-                f'{directory} holds rows made with {key} = {metadata[key]}, asked for {value}; '
-                'write to another directory or delete this one.'
+                f'{directory} holds rows made with {key} = {_brief(there.get(key))}, asked for '
+                f'{_brief(wanted.get(key))}; write to another directory or delete '
+                f'{_prepared(directory).parent.parent}.'
             )
-    return metadata
+    return dict(metadata)
+
+
+def _asked(config: Mapping[str, Any], length: int, pad: tuple[int, int]) -> dict[str, Any]:
+    """What decides the content of a data set, as its metadata has it."""
+    return {'config': json.loads(json.dumps(config)), 'length': length, 'pad': list(pad)}
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f'{text[:60]}...'
 
 
 def _prepared(directory: str):

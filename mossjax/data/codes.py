@@ -3,14 +3,17 @@
 A shift of half a code changes about half of the codes, so the language model should meet several
 versions of a recording. A store is a JSONL file, one version of one recording a line,
 
-    {"path": "wav/0001.wav", "version": 0, "offset": 0.0, "codes": [...], "seconds": 1.3}
+    {"path": "wav/0001.wav", "version": 0, "offset": 0.0, "codes": [...], "seconds": 1.3,
+     "bytes": 41644}
 
-with `path` relative to the file and `offset` the seconds of silence put before the recording;
-version 0 is the recording as it is. What decides its content is kept beside it in
-`<name>.settings.json`. A job that was interrupted goes on where it stopped.
+with `path` relative to the file, `offset` the seconds of silence put before the recording and
+`bytes` the size of its file; version 0 is the recording as it is. What decides its content is kept
+beside it in `<name>.settings.json`. A job that was interrupted goes on where it stopped; a
+recording whose file has another size by then is tokenized again, and its last line counts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -25,6 +28,7 @@ from mossjax.data.clips import (
     AUGMENT,
     CLEAN,
     READERS,
+    Clips,
     Load,
     Perturb,
     length,
@@ -32,10 +36,11 @@ from mossjax.data.clips import (
     with_lengths,
 )
 from mossjax.data.manifest import Recording
-from mossjax.errors import InputError, refusal, sift
+from mossjax.errors import InputError, refusal
 from mossjax.files import replacing
 
 RATE = 16_000  # Hz, of the tokenizer
+GROUP_SECONDS = 30 * 60  # of audio in memory at a time: 115 MB
 
 
 class Encoder(Protocol):
@@ -68,13 +73,11 @@ class CodesStore:
         path = Path(path)
         if not path.exists():
             raise InputError(f'{path}: no codes; tokenize the recordings first.')
-        found: dict[str, list[tuple[int, Version]]] = {}
+        found: dict[str, dict[int, Version]] = {}
         for line in _complete_lines(path):
-            version = Version(np.asarray(line['codes'], np.int32), float(line.get('offset', 0.0)))
-            found.setdefault(_absolute(line['path'], path), []).append(
-                (line.get('version', 0), version)
-            )
-        ordered = {k: [v for _, v in sorted(x, key=lambda y: y[0])] for k, x in found.items()}
+            version = Version(line['codes'], line['offset'])
+            found.setdefault(_absolute(line['path'], path), {})[line['version']] = version
+        ordered = {name: [x[i] for i in sorted(x)] for name, x in found.items()}
         return cls(ordered, str(path))
 
     def __len__(self) -> int:
@@ -85,11 +88,6 @@ class CodesStore:
         if audio not in self._versions:
             raise InputError(f'{self._name}: no codes of {audio}; tokenize it with the others.')
         return self._versions[audio]
-
-    def draw(self, audio: str, rng: np.random.Generator) -> Version:
-        """One version, drawn by `rng`."""
-        versions = self.versions(audio)
-        return versions[rng.integers(len(versions))]
 
 
 def tokenize_recordings(
@@ -103,6 +101,8 @@ def tokenize_recordings(
     fingerprint: str = '',
     batch_size: int = 32,
     load: Load = load_audio,
+    refused: Callable[[str, InputError], None] | None = None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> CodesStore:
     """Tokenizes `versions` versions of every recording into a store; goes on if it exists.
 
@@ -110,55 +110,111 @@ def tokenize_recordings(
 
     Args:
       fingerprint: names the tokenizer's weights (a hash); a store made by others is refused.
+      refused: told of each audio file that is missing or bad, which is then left out (once for
+        every version of it).
+      advance: told how many versions have been done, as they are.
 
     Raises:
       InputError: the store at `path` has other settings; or, once all others are in it, audio
-        files were missing or bad, with the reason of each.
+        files were missing or bad, with the reason of each, and there is nobody to be told.
     """
     path = Path(path)
     settings = {
         'seed': seed, 'fingerprint': fingerprint, 'perturb': dataclasses.asdict(perturb)
     }  # fmt: skip
     _check_settings(path, settings)
-    done = {(_absolute(x['path'], path), x['version']) for x in _repaired_lines(path)}
-    total = len(recordings)
-    found, refusals = sift(lambda recording: length(recording, RATE), recordings, READERS)
-    recordings = [recording for recording, _ in found]
-    clips = with_lengths(recordings, [samples for _, samples in found], RATE, load)
+    done = {
+        (_absolute(x['path'], path), x['version']): x.get('bytes') for x in _repaired_lines(path)
+    }
+    refusals: dict[str, str] = {}  # each version of a recording says the same
+
+    def tell(audio: str, error: InputError) -> None:
+        refusals[audio] = str(error)
+        if refused is not None:
+            refused(audio, error)
+
+    clips = _opened(recordings, load, tell)
     # Alike lengths together: less padding, fewer shapes.
-    order = np.argsort(clips.lengths, kind='stable').tolist()
+    clips.sort(key=lambda clip: clip.lengths[0])
+
+    def is_done(audio: str, version: int) -> bool:
+        size = done.get((audio, version), 'not yet')
+        return size is None or size == os.path.getsize(audio)  # older stores do not say
+
     jobs = [
-        (i, version)
-        for i in order
+        (clip, version)
+        for clip in clips
         for version in range(versions)
-        if (recordings[i].audio, version) not in done
+        if not is_done(_audio(clip), version)
     ]
     logging.info('%s: %d of %d versions to tokenize', path, len(jobs), versions * len(recordings))
+    advance(versions * len(clips) - len(jobs))
 
-    def heard(job: tuple[int, int]) -> tuple[dict[str, Any], np.ndarray]:
+    def heard(clip: Clips, version: int) -> tuple[dict[str, Any], np.ndarray] | None:
         """A line without its codes, and the audio to tokenize."""
-        i, version = job
-        name = os.path.relpath(recordings[i].audio, path.parent.resolve())
+        name = os.path.relpath(_audio(clip), path.parent.resolve())
         rng = np.random.default_rng([seed, zlib.crc32(os.fsencode(name)), version])
-        wav, offset = (perturb if version else CLEAN)(rng, clips.read(i), RATE)
+        try:
+            wav = clip.read(0)
+        except InputError as error:
+            tell(_audio(clip), error)
+            return None
+        wav, offset = (perturb if version else CLEAN)(rng, wav, RATE)
         line = {'path': name, 'version': version, 'offset': offset / RATE}
-        return {**line, 'seconds': len(wav) / RATE}, wav
+        size = os.path.getsize(_audio(clip))
+        return {**line, 'seconds': len(wav) / RATE, 'bytes': size}, wav
 
     with path.open('a', encoding='utf-8') as store:
-        for start in range(0, len(jobs), batch_size):
-            part, unread = sift(heard, jobs[start : start + batch_size])
-            refusals += unread
-            codes = tokenizer.encode([wav for _, (_, wav) in part]) if part else []
-            for (_, (line, _)), of_it in zip(part, codes, strict=True):
-                store.write(json.dumps({**line, 'codes': np.asarray(of_it).tolist()}) + '\n')
+        for group in _groups(jobs, batch_size):
+            part = [one for job in group if (one := heard(*job)) is not None]
+            found = tokenizer.encode([wav for _, wav in part]) if part else []
+            for (line, _), codes in zip(part, found, strict=True):
+                store.write(json.dumps({**line, 'codes': np.asarray(codes).tolist()}) + '\n')
             store.flush()
-    if refusals:
-        refusals = list(dict.fromkeys(refusals))  # each version of a recording says the same
+            advance(len(group))
+    if refusals and refused is None:
         raise refusal(
-            refusals, total, f'recordings are not in {path}; the others are. Mend these and run it '
-            'again, or take them out of the manifest'
+            list(refusals.values()), len(recordings), f'recordings are not in {path}; the others '
+            'are. Mend these and run it again, or take them out of the manifest'
         )
     return CodesStore.open(path)
+
+
+def _groups(jobs: list[tuple[Clips, int]], most: int) -> Iterator[list[tuple[Clips, int]]]:
+    """Runs of at most `most` jobs and GROUP_SECONDS of audio, one job at least."""
+    group, total = [], 0
+    for clip, version in jobs:
+        length = int(clip.lengths[0])
+        if group and (len(group) == most or total + length > GROUP_SECONDS * RATE):
+            yield group
+            group, total = [], 0
+        group.append((clip, version))
+        total += length
+    if group:
+        yield group
+
+
+def _opened(recordings: Sequence[Recording], load: Load, tell: Callable) -> list[Clips]:
+    """Each recording by itself, those that can be opened."""
+
+    def opened(recording: Recording) -> int | InputError:
+        try:
+            return length(recording, RATE)
+        except InputError as error:
+            return error
+
+    clips = []
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        for recording, found in zip(recordings, pool.map(opened, recordings), strict=True):
+            if isinstance(found, InputError):
+                tell(recording.audio, found)
+            else:
+                clips.append(with_lengths([recording], [found], RATE, load))
+    return clips
+
+
+def _audio(clip: Clips) -> str:
+    return clip.recordings[0].audio
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
@@ -178,15 +234,19 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Parsed lines; a last line without its newline was torn by an interruption and left out."""
+    """Parsed lines, codes as int32 (n,); a last line without its newline was torn by an
+    interruption and is left out."""
     with path.open(encoding='utf-8') as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith('\n'):
                 return
             try:
                 fields = json.loads(line)
-                fields['path'], fields['codes']
-            except (ValueError, KeyError, TypeError) as e:
+                fields['codes'] = np.asarray(fields['codes'], np.int32).reshape(-1)
+                fields['offset'] = float(fields.get('offset', 0.0))
+                fields['version'] = int(fields.get('version', 0))
+                fields['path'] = str(fields['path'])
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
                 raise InputError(
                     f'{path}:{number}: expected {{"path": ..., "codes": [...]}} ({e!r}); tokenize '
                     'the recordings anew.'

@@ -1,4 +1,4 @@
-"""The training manifest: a JSONL file, one recording or one dialogue a line.
+"""The training manifest: a JSONL file, one recording, dialogue or document a line.
 
 A recording:
 
@@ -10,19 +10,24 @@ Only `audio` is required. `times` are frame labels (phones) and `words` word bor
 
     {"turns": [{"role": "user", "audio": "wav/0001.wav"}, {"role": "assistant", "text": "seven"}]}
 
-where every turn has a role (system, user, assistant) and exactly one of `audio` (a path), `text`
-or `codes` (speech tokens, a list of integers). Paths are relative to the manifest. Keys we do not
-know are kept in `extra`, so that a manifest can carry splits, groups or facts of its own.
+where every turn has a role (system, user, assistant) and its content: `text`, or speech as `audio`
+(a path) or `codes` (speech tokens, a list of integers), or both text and speech, which then say the
+same. A document is a line with `text` alone:
+
+    {"text": "Text that nobody has spoken."}
+
+Paths are relative to the manifest. Keys we do not know are kept in `extra`, so that a manifest can
+carry splits, groups or facts of its own.
 """
 
 from collections.abc import Iterable, Mapping
 import dataclasses
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
+from mossjax import values
 from mossjax.errors import InputError
 from mossjax.files import replacing
 
@@ -45,7 +50,7 @@ class Recording:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One turn of a dialogue; exactly one of audio, text, codes is not None."""
+    """One turn of a dialogue: speech (audio or codes, not both), text, or the same in both."""
 
     role: str
     audio: str | None = None
@@ -61,7 +66,18 @@ class Dialogue:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def read_manifest(path: str | os.PathLike) -> list[Recording | Dialogue]:
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One line with `text` and no speech."""
+
+    text: str
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Entry = Recording | Dialogue | Document
+
+
+def read_manifest(path: str | os.PathLike) -> list[Entry]:
     """Reads and checks a whole manifest.
 
     Raises:
@@ -89,13 +105,14 @@ def read_recordings(path: str | os.PathLike) -> list[Recording]:
     entries = read_manifest(path)
     for i, entry in enumerate(entries, 1):
         if not isinstance(entry, Recording):
+            kind = type(entry).__name__.lower()
             raise InputError(
-                f'{path}: entry {i} is a dialogue; this job needs lines with an "audio" key.'
+                f'{path}: entry {i} is a {kind}; this job needs lines with an "audio" key.'
             )
     return entries
 
 
-def check_audio(entries: Iterable[Recording | Dialogue]) -> None:
+def check_audio(entries: Iterable[Entry]) -> None:
     """Raises InputError that lists audio files which do not exist, before any long work."""
     paths = {p for entry in entries for p in audio_paths(entry)}
     missing = sorted(p for p in paths if not os.path.exists(p))
@@ -106,27 +123,39 @@ def check_audio(entries: Iterable[Recording | Dialogue]) -> None:
         )
 
 
-def audio_paths(entry: Recording | Dialogue) -> list[str]:
+def audio_paths(entry: Entry) -> list[str]:
     """The audio files that an entry names."""
     if isinstance(entry, Recording):
         return [entry.audio]
-    return [turn.audio for turn in entry.turns if turn.audio is not None]
+    turns = entry.turns if isinstance(entry, Dialogue) else ()
+    return [turn.audio for turn in turns if turn.audio is not None]
 
 
-def write_manifest(path: str | os.PathLike, entries: Iterable[Recording | Dialogue]) -> None:
+def write_manifest(path: str | os.PathLike, entries: Iterable[Entry]) -> None:
     """Writes a manifest so that a reader sees the old file or the whole new one, never half.
 
     Audio below the manifest's folder is written relative to it, so that the folder can move.
     """
     path = Path(path)
     root = path.parent.resolve()
-    lines = [json.dumps(to_json(e, root), ensure_ascii=False) + '\n' for e in entries]
+    lines = [_line(to_json(e, root)) for e in entries]
     with replacing(path) as temporary:
         temporary.write_text(''.join(lines), encoding='utf-8')
 
 
-def to_json(entry: Recording | Dialogue, root: Path) -> dict[str, Any]:
+def _line(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the name of a file that is no UTF-8
+        text = json.dumps(fields)
+    return f'{text}\n'
+
+
+def to_json(entry: Entry, root: Path) -> dict[str, Any]:
     """The line of an entry as a dict, audio relative to `root` where it lies below it."""
+    if isinstance(entry, Document):
+        return {'text': entry.text, **entry.extra}
     if isinstance(entry, Dialogue):
         turns = [
             {'role': turn.role, **{k: _shown(k, getattr(turn, k), root) for k in _given(turn)}}
@@ -155,24 +184,28 @@ def _shown(key: str, value: Any, root: Path) -> Any:
     return value
 
 
-def parse_line(line: str, where: str, root: Path = Path('.')) -> Recording | Dialogue:
+def parse_line(line: str, where: str, root: Path = Path('.')) -> Entry:
     """One JSONL line to an entry; `where` (file:line) goes into the errors."""
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise InputError(
-            f'{where}: not JSON ({e.msg}, column {e.colno}); write one object a line.'
-        ) from e
+    fields = values.parse_json(line, where, 'Write one object a line.')
     if not isinstance(fields, dict):
         raise InputError(f'{where}: a {type(fields).__name__}, expected an object {{...}}.')
-    if ('audio' in fields) == ('turns' in fields):
-        raise InputError(f'{where}: needs either "audio" (a recording) or "turns" (a dialogue).')
-    parse = _parse_dialogue if 'turns' in fields else _parse_recording
+    kinds = [key for key in ('audio', 'turns') if key in fields]
+    if len(kinds) == 2 or not kinds and 'text' not in fields:
+        raise InputError(
+            f'{where}: needs either "audio" (a recording) or "turns" (a dialogue), or "text" alone '
+            '(a document).'
+        )
+    if not kinds:
+        extra = {key: value for key, value in fields.items() if key != 'text'}
+        return Document(_text(fields['text'], f'{where}:text'), extra)
+    parse = {'audio': _parse_recording, 'turns': _parse_dialogue}[kinds[0]]
     return parse(fields, where, root)
 
 
 def _parse_recording(fields: dict, where: str, root: Path) -> Recording:
     known = {f.name for f in dataclasses.fields(Recording)} - {'extra'}
+    if 'seconds' in fields:  # read where the length of the recording is wanted
+        values.number(fields['seconds'], f'{where}:seconds', values.POSITIVE)
     return Recording(
         audio=_path(fields['audio'], f'{where}:audio', root),
         text=_text(fields.get('text', ''), f'{where}:text'),
@@ -200,14 +233,15 @@ def _parse_turn(turn: Any, where: str, root: Path) -> Turn:
         raise InputError(f'{where}.role: {turn.get("role")!r}, expected one of {", ".join(ROLES)}.')
     given = [key for key in CONTENTS if key in turn]
     unknown = sorted(set(turn) - {'role', *CONTENTS})
-    if len(given) != 1 or unknown:
+    if not given or unknown or {'audio', 'codes'} <= set(given):
         raise InputError(
-            f'{where}: has keys {sorted(turn)}; besides "role" give exactly one of '
-            f'{", ".join(CONTENTS)}.'
+            f'{where}: has keys {sorted(turn)}; besides "role" give "text", or the speech as '
+            '"audio" or "codes", or text and speech that say the same.'
         )
-    key, value = given[0], turn[given[0]]
-    parse = {'audio': lambda v, w: _path(v, w, root), 'text': _text, 'codes': _codes}[key]
-    return Turn(role=turn['role'], **{key: parse(value, f'{where}.{key}')})
+    parse = {'audio': lambda v, w: _path(v, w, root), 'text': _text, 'codes': _codes}
+    return Turn(
+        role=turn['role'], **{key: parse[key](turn[key], f'{where}.{key}') for key in given}
+    )
 
 
 def _path(value: Any, where: str, root: Path) -> str:
@@ -223,7 +257,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _codes(value: Any, where: str) -> tuple[int, ...]:
-    fits = isinstance(value, list) and all(type(c) is int and c >= 0 for c in value)
+    fits = isinstance(value, list) and all(c in values.COUNT for c in value)
     if not fits or not value:
         raise InputError(f'{where}: expected a list of speech tokens (integers from 0), not empty.')
     return tuple(value)
@@ -236,9 +270,8 @@ def _labels(value: Any, where: str) -> Labels:
     for i, pair in enumerate(value):
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise InputError(f'{where}[{i}]: {pair!r}, expected [label, end seconds].')
-        if isinstance(pair[1], bool) or not isinstance(pair[1], int | float):
-            raise InputError(f'{where}[{i}]: end {pair[1]!r} is not a number of seconds.')
-        if not math.isfinite(pair[1]) or pair[1] < previous:
+        values.number(pair[1], f'{where}[{i}]: the end in seconds', values.NUMBER)
+        if pair[1] < previous:
             raise InputError(
                 f'{where}[{i}]: ends at {pair[1]} s, before the previous label ({previous} s); '
                 'sort the labels and give the END of each.'

@@ -1,6 +1,6 @@
-"""Recipes: what one training example is made of, for the stages of the paper.
+"""Recipes: how one training example is laid out, for the stages of the paper.
 
-    stage 1 and 2   interleaved, asr, tts, dialogue(supervise=everything), text_only
+    stage 1 and 2   interleaved, speech_only, asr, tts, dialogue(supervise=everything), text_only
     SFT             dialogue(supervise=replies) in four modes: speech or text in, speech or text out
 
 A recipe lays out rows and says which of them are targets; `example` turns that into labels. A row
@@ -9,88 +9,24 @@ rows (codes and end of speech) of the audio head. So the row after end of speech
 the text head from the end-of-speech row, and the first code from the start-of-speech row.
 
 Start of speech stands in the prompt when a spoken reply is wanted, so in a dialogue it is never a
-target. Masks compose: `without_text_loss(interleaved(...))`.
+target. Masks compose: `without_text_loss(interleaved(...))`. What is longer than a row goes on in
+another (`pieces`, `speech_only`); a dialogue cannot. Which recordings become which examples is the
+affair of `data.corpus`.
 Source: arXiv 2510.00499, pre-training and SFT sections.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any
+import math
 
 import numpy as np
 
-from mossjax.data.manifest import Dialogue, Labels
-from mossjax.data.rows import IGNORE, Example
+from mossjax.data.chunks import Chunk
+from mossjax.data.format import Format
+from mossjax.data.rows import IGNORE, Example, cut
 from mossjax.errors import InputError
-from mossjax.models.lm.config import LMConfig
-from mossjax.models.lm.dialogue import CLEAN, Style, Turn, turn_segments
+from mossjax.models.lm.dialogue import Turn, turn_segments
 from mossjax.models.lm.grid import GridIds, concatenate, speech_rows, text_rows
-from mossjax.models.lm.text import TextTokenizer
-
-CODES_PER_SECOND = 12.5
-# Encodes differently under most other tokenizers.
-PROBE = 'what is three plus four? the answer is seven. 12 ABC'
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """What every recipe needs to write rows.
-
-    Attributes:
-      style: system prompts and text encoding of dialogues.
-      asr_prompt, tts_prompt: system turns that ask to write down or to read aloud.
-    """
-
-    tokenizer: TextTokenizer
-    ids: GridIds
-    style: Style = CLEAN
-    asr_prompt: str = 'You are a helpful assistant. Write down what the user says.'
-    tts_prompt: str = 'You are a helpful voice assistant. Say aloud what the user writes.'
-
-    @property
-    def pad(self) -> tuple[int, int]:
-        """Text and audio id for the padding of packed rows."""
-        return self.ids.pad, self.ids.filler
-
-    def facts(self) -> dict[str, Any]:
-        """What decides the ids in rows, as JSON; goes into a data set's config as 'format'."""
-        return {
-            'ids': {**dataclasses.asdict(self.ids), 'stops': list(self.ids.stops)},
-            'prompts': dataclasses.asdict(self.style.prompts),
-            'asr_prompt': self.asr_prompt,
-            'tts_prompt': self.tts_prompt,
-            'probe': self.tokenizer.encode_plain(PROBE),
-        }
-
-
-def check_rows(
-    metadata: Mapping[str, Any], name: str, config: LMConfig, tokenizer: TextTokenizer | None
-) -> None:
-    """Refuses rows whose ids mean something else to a model; rows that do not say so pass.
-
-    Args:
-      metadata: of a row data set, with `Format.facts` as 'format' in its config.
-      tokenizer: of the model, if it is at hand.
-
-    Raises:
-      InputError: they were written for another model or tokenizer.
-    """
-    found = metadata['config'].get('format')
-    if found is None:
-        return
-    mine = {
-        'sosp': config.sosp_token_id, 'speech': config.modality_pad_token_id,
-        'filler': config.audio_pad_token_id, 'eosp': config.eosp_token_id,
-    }  # fmt: skip
-    ids = found['ids']
-    other = [f'{key} is {ids[key]}, here {v}' for key, v in mine.items() if ids[key] != v]
-    if tokenizer and found['probe'] != tokenizer.encode_plain(PROBE):
-        other.append('their text tokenizer is another')
-    if other:
-        raise InputError(
-            f'rows {name} were written for another model ({"; ".join(other)}); write them anew '
-            'with the config.json and tokenizer.json of this one'
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +109,15 @@ def dialogue(
 
 def asr(codes: Sequence[int], text: str, form: Format, name: str = '') -> Example:
     """Speech in, its transcript out; the transcript is supervised."""
-    turns = [Turn('system', form.asr_prompt), Turn('user', codes), Turn('assistant', text)]
+    system = Turn('system', form.style.prompts.asr)
+    turns = [system, Turn('user', codes), Turn('assistant', text)]
     return dialogue(turns, form, 'reply', name)
 
 
 def tts(text: str, codes: Sequence[int], form: Format, name: str = '') -> Example:
     """Text in, the same words spoken out; the speech is supervised."""
-    turns = [Turn('system', form.tts_prompt), Turn('user', text), Turn('assistant', codes)]
+    system = Turn('system', form.style.prompts.tts)
+    turns = [system, Turn('user', text), Turn('assistant', codes)]
     return dialogue(turns, form, 'reply', name)
 
 
@@ -190,7 +128,60 @@ def text_only(text: str, form: Format, name: str = '') -> Example:
     return example(rows, np.ones(len(rows), bool), form.ids, name)
 
 
-Chunk = tuple[str, np.ndarray]  # the words of a stretch of speech and its codes
+def speech_only(
+    codes: np.ndarray, form: Format, length: int | None = None, borders: Sequence[int] = (),
+    name: str = '',
+) -> list[Example]:
+    """Speech and <|endoftext|>, all supervised; several examples if it is longer than a row.
+
+    Each piece is opened and closed as speech. An end of speech that only the row length set is no
+    target, and <|endoftext|> follows the last piece alone.
+
+    Args:
+      codes: (n,).
+      length: positions an example may have.
+      borders: numbers of codes after which it may be cut (ends of words); where none is near, the
+        pieces are of like lengths.
+    """
+    closing = text_rows([form.tokenizer.endoftext], form.ids)
+    room = len(codes) if length is None else length - 3  # both ends of speech, and <|endoftext|>
+    if len(codes) and room < 1:
+        raise InputError(f'speech {name!r} does not fit rows of {length}; raise the row length.')
+    examples, start = [], 0
+    while True:
+        stop = _stop(start, len(codes), room, borders)
+        last = stop == len(codes)
+        rows = speech_rows(codes[start:stop], form.ids, name or 'speech')
+        targets = np.ones(len(rows), bool)
+        targets[-1] = last
+        if last:
+            rows = concatenate([rows, closing])
+            targets = np.append(targets, True)
+        examples.append(example(rows, targets, form.ids, name))
+        if last:
+            return examples
+        start = stop
+
+
+def _stop(start: int, size: int, room: int, borders: Sequence[int]) -> int:
+    """Where the piece of at most `room` codes that begins at `start` ends."""
+    if size - start <= room:
+        return size
+    near = [border for border in borders if start + room // 2 < border <= start + room]
+    return max(near, default=start + math.ceil((size - start) / math.ceil((size - start) / room)))
+
+
+def pieces(item: Example, form: Format, length: int) -> list[Example]:
+    """A passage as examples of at most `length` positions, cut where text is written.
+
+    A piece ends with a row of text and the next one begins with the same row, so that no target is
+    lost, no speech is cut, and none goes without its start and its end.
+
+    Raises:
+      InputError: a stretch of speech in it is longer than a row.
+    """
+    text = item.tokens[:, 0]
+    return cut(item, length, (text != form.ids.speech) & (text != form.ids.sosp))
 
 
 def interleaved(
@@ -209,60 +200,6 @@ def interleaved(
     ]
     rows = concatenate([*segments, text_rows([form.tokenizer.endoftext], form.ids)])
     return example(rows, np.ones(len(rows), bool), form.ids, name)
-
-
-def chunks_at_words(
-    words: Labels,
-    codes: np.ndarray,
-    rng: np.random.Generator,
-    seconds: tuple[float, float] = (3.0, 6.0),
-    offset: float = 0.0,
-) -> list[Chunk]:
-    """Cuts a recording at word borders into chunks for `interleaved`.
-
-    Each chunk's length is drawn from `seconds` and ends at the first word border at or after it;
-    the last may be shorter. The silence around words goes with its neighbours.
-
-    Args:
-      words: ((word, end in seconds), ...).
-      codes: (n,) of the whole recording, 12.5 a second.
-      offset: seconds of silence the codes have before the recording starts.
-    """
-    chunks: list[Chunk] = []
-    said: list[str] = []
-    start = 0
-    wanted = rng.uniform(*seconds)
-    begin = 0.0
-    for i, (word, end) in enumerate(words):
-        said.append(word)
-        border = round((end + offset) * CODES_PER_SECOND)
-        border = len(codes) if i == len(words) - 1 else min(border, len(codes) - 1)
-        last = i == len(words) - 1
-        if border > start and (last or end - begin >= wanted):
-            chunks.append((' '.join(said), np.asarray(codes[start:border])))
-            said, start, begin, wanted = [], border, end, rng.uniform(*seconds)
-    return chunks
-
-
-def corrupt_codes(
-    codes: np.ndarray, rng: np.random.Generator, fraction: float, size: int
-) -> np.ndarray:
-    """Replaces a fraction of codes (n,) by uniform draws from [0, size): noise for inputs."""
-    codes = np.array(codes, np.int32)
-    wrong = rng.random(len(codes)) < fraction
-    codes[wrong] = rng.integers(0, size, int(wrong.sum()))
-    return codes
-
-
-def turns_of(entry: Dialogue, codes_of: Callable[[str], np.ndarray]) -> list[Turn]:
-    """Manifest turns -> dialogue turns; `codes_of(audio path)` gives the speech tokens."""
-
-    def content(turn):
-        if turn.text is not None:
-            return turn.text
-        return codes_of(turn.audio) if turn.codes is None else np.asarray(turn.codes, np.int32)
-
-    return [Turn(turn.role, content(turn)) for turn in entry.turns]
 
 
 def without_text_loss(item: Example) -> Example:

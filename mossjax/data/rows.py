@@ -11,8 +11,8 @@ A packed row is a dict of int32 numpy arrays over T positions:
     segments   (T,)    1, 2, ... for the examples of the row in order; 0 in the padding
     positions  (T,)    0, 1, ... from the start of each example; 0 in the padding
 
-Attention must stay within a segment. Examples are never cut by packing: `cut` does that, when it
-is asked to, before. Everything here is deterministic.
+Attention must stay within a segment. Packing never cuts an example: recipes end them at the row
+length, with `cut`. Everything here is deterministic.
 """
 
 import bisect
@@ -166,15 +166,36 @@ def unpack(row: Row) -> list[Example]:
     ]
 
 
-def cut(example: Example, length: int) -> list[Example]:
-    """Splits a long example into pieces of at most `length`; the target across a cut is lost."""
-    pieces = []
-    for start in range(0, len(example), length):
-        labels = example.labels[start : start + length].copy()
-        labels[-1] = IGNORE
-        tokens = example.tokens[start : start + length]
-        pieces.append(Example(tokens, labels, f'{example.name}[{start}:{start + len(tokens)}]'))
-    return pieces
+def cut(example: Example, length: int, ends: np.ndarray | None = None) -> list[Example]:
+    """Splits a long example into pieces of at most `length` positions, without losing a target.
+
+    The last position of a piece comes again as the first of the next, where its target is learnt.
+
+    Args:
+      ends: bool (t,), the positions a piece may end with; any by default.
+
+    Raises:
+      InputError: none of them is near enough.
+    """
+    ends = np.ones(len(example), bool) if ends is None else ends
+    pieces, start = [], 0
+    while len(example) - start > length:
+        near = np.flatnonzero(ends[start + 1 : start + length])
+        if not len(near):
+            raise InputError(
+                f'example {example.name!r} cannot be cut between its positions {start} and '
+                f'{start + length}; raise the row length.'
+            )
+        end = start + 1 + int(near[-1])
+        pieces.append(_piece(example, start, end + 1))
+        start = end
+    return [*pieces, _piece(example, start, len(example))] if pieces else [example]
+
+
+def _piece(example: Example, start: int, stop: int) -> Example:
+    labels = example.labels[start:stop].copy()
+    labels[-1] = IGNORE
+    return Example(example.tokens[start:stop], labels, f'{example.name}[{start}:{stop}]')
 
 
 def _windows(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 
+from absl import logging
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -147,6 +148,7 @@ def tokenizer(config: ConfigDict, fresh: bool) -> Run:
                 'tokenizer.json in config.data.tokenizer'
             )
         transcripts = Transcripts(data.tokenizer, model.vocab, model.target_positions)
+    _check_targets(loss, data)
     clips = data.clips(16_000)
     inventory = _inventory(data, clips)
     batches = speech.TokenizerBatches(
@@ -169,6 +171,22 @@ def tokenizer(config: ConfigDict, fresh: bool) -> Run:
         threshold=loss.threshold,
     )
     return Run(task, config, start)
+
+
+def _check_targets(loss: TokenizerLoss, data: SpeechData) -> None:
+    """Raises InputError for an objective that no recording has targets for: it would be silent."""
+    recordings = data.recordings()
+    for name, keys in (('text', ['text']), ('ctc', ['times', 'text']), ('frames', ['times'])):
+        having = sum(any(getattr(r, key) for key in keys) for r in recordings)
+        if not getattr(loss, name) or having == len(recordings):
+            continue
+        if not having:
+            raise InputError(
+                f'config.loss.{name} = {getattr(loss, name):g} would train nothing: no recording '
+                f'of {data.manifest} has "{keys[0]}"; set it to 0, or write "{keys[0]}" into the '
+                'manifest'
+            )
+        logging.info('loss.%s: %d of %d recordings have targets', name, having, len(recordings))
 
 
 def flow(config: ConfigDict, fresh: bool) -> Run:

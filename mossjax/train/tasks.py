@@ -12,8 +12,8 @@ import jax
 from ml_collections import ConfigDict
 
 from mossjax.data.builder import open_rows
+from mossjax.data.format import check_rows
 from mossjax.data.pipeline import RowBatches
-from mossjax.data.recipes import check_rows
 from mossjax.errors import InputError
 from mossjax.files import read_json
 from mossjax.models.lm.config import LMConfig

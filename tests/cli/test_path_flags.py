@@ -11,7 +11,8 @@ from mossjax.cli import main as cli
 WORDS = {'text', 'system', 'reply', 'rules', 'dtype', 'recipe'}
 WRITES = {common.WRITE_FILE, common.WRITE_FOLDER, common.WRITE_FOLDER_OR_BUCKET}
 FILES = {common.READ_FILE, common.WRITE_FILE}
-REQUIRED = {'chat': ['model'], 'tokenize': ['codec', 'out'], 'train': ['workdir']}
+REQUIRED = {'chat': ['model'], 'tokenize': ['codec', 'out'], 'train': ['workdir'],
+            'rows': ['model', 'out']}
 
 
 def command(name):

@@ -1,11 +1,13 @@
 """A word-level tokenizer and small grid ids for data tests."""
 
+import dataclasses
 import json
 
 import pytest
 import tokenizers
 
-from mossjax.data.recipes import Format
+from mossjax.data.format import Format
+from mossjax.models.lm.dialogue import CLEAN, SystemPrompts
 from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.text import TextTokenizer
 
@@ -32,4 +34,5 @@ def form() -> Format:
         vocab=len(vocab), audio_vocab=34, sosp=4, speech=5, filler=30, eosp=32, pad=1, eos=3,
         stops=(1, 3),
     )  # fmt: skip
-    return Format(text, ids, asr_prompt='write', tts_prompt='speak')
+    prompts = SystemPrompts('speak', 'write', asr='write what', tts='speak what')
+    return Format(text, ids, dataclasses.replace(CLEAN, prompts=prompts))

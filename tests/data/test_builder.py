@@ -25,8 +25,11 @@ def make(n):
 
 
 def test_round_trip(tmp_path, capfd):
-    metadata = write_rows(tmp_path, make(60), 32, config=CONFIG, pad=(3, 5))
-    assert not capfd.readouterr().out
+    counted = []
+    examples = (counted.append(x) or x for x in make(60))
+    summary = lambda: {'made': len(counted)}  # noqa: E731
+    metadata = write_rows(tmp_path, examples, 32, config=CONFIG, pad=(3, 5), summary=summary)
+    assert not capfd.readouterr().out and metadata['summary'] == {'made': 60}
     want = list(pack(make(60), 32, pad=(3, 5)))
     source = open_rows(tmp_path)
     assert len(source) == len(want) == metadata['rows']
@@ -54,8 +57,10 @@ def test_finished_is_kept_and_another_config_refused(tmp_path):
         yield
 
     assert write_rows(tmp_path, unused(), 32, config=CONFIG) == first
-    with pytest.raises(InputError, match="'seed': 2.*another directory"):
+    with pytest.raises(InputError, match='seed = 1, asked for 2; write to another directory'):
         write_rows(tmp_path, unused(), 32, config={**CONFIG, 'seed': 2})
+    with pytest.raises(InputError, match='fact = null, asked for 2'):
+        write_rows(tmp_path, unused(), 32, config={**CONFIG, 'fact': 2})
     with pytest.raises(InputError, match='length = 32, asked for 64'):
         write_rows(tmp_path, unused(), 64, config=CONFIG)
 

@@ -7,6 +7,7 @@ import pytest
 
 from mossjax.data.manifest import (
     Dialogue,
+    Document,
     Recording,
     Turn,
     check_audio,
@@ -28,15 +29,18 @@ def test_round_trip_and_relative_paths(tmp_path):
                 Turn('user', audio=str(tmp_path / 'wav/a.wav')),
                 Turn('assistant', codes=(1, 2)),
                 Turn('user', text=''),
+                Turn('assistant', audio=str(tmp_path / 'wav/b.wav'), text='both'),
             ),
             {'mode': 'S2S'},
         ),
         Recording('/elsewhere/b.wav'),
+        Document('never spoken', {'quality': 3}),
     ]  # fmt: skip
     path = tmp_path / 'manifest.jsonl'
     write_manifest(path, entries)
     assert read_manifest(path) == entries
-    first, _, third = (json.loads(line) for line in path.read_text().split('\n')[:3])
+    first, second, third = (json.loads(line) for line in path.read_text().split('\n')[:3])
+    assert second['turns'][3] == {'role': 'assistant', 'audio': 'wav/b.wav', 'text': 'both'}
     assert first['audio'] == 'wav/a.wav' and third == {'audio': '/elsewhere/b.wav'}
     moved = tmp_path / 'moved'
     moved.mkdir()
@@ -62,25 +66,30 @@ TURNS = '{"turns": [{"role": "user", "text": "hi"}, %s]}'
     [
         ('{"audio": ', r':2: not JSON'),
         ('["a.wav"]', r':2: a list'),
-        ('{"text": "hi"}', r':2: needs either "audio"'),
+        ('{"txt": "hi"}', r':2: needs either "audio"'),
+        ('{"text": 3}', r':2:text: a int'),
         ('{"audio": "a", "turns": []}', r':2: needs either "audio"'),
         ('{"audio": 3}', r':2:audio: 3'),
         ('{"audio": "a", "text": 3}', r':2:text: a int'),
         ('{"audio": "a", "speaker": null}', r':2:speaker: a NoneType'),
         ('{"audio": "a", "times": {}}', r':2:times: expected'),
         ('{"audio": "a", "times": [["t"]]}', r":2:times\[0\]: \['t'\]"),
-        ('{"audio": "a", "times": [["t", "1"]]}', r":2:times\[0\]: end '1'"),
+        ('{"audio": "a", "times": [["t", "1"]]}', r":2:times\[0\]: the end in seconds is '1'"),
         ('{"audio": "a", "times": [["t", 0.2], ["u", 0.1]]}', r':2:times\[1\]: ends at 0.1 s'),
-        ('{"audio": "a", "words": [["t", NaN]]}', r':2:words\[0\]: ends at nan'),
+        ('{"audio": "a", "words": [["t", NaN]]}', r':2: not JSON \(NaN is no number'),
+        ('{"audio": "a", "words": [["t", 1e30]]}', r':2:words\[0\]: the end in seconds is 1e'),
+        ('{"audio": "a", "seconds": "long"}', r":2:seconds is 'long', expected a number above 0"),
+        ('{"audio": "a", "audio": "b"}', r':2: not JSON'),
         ('{"turns": []}', r':2:turns: expected'),
         (TURNS % '3', r':2:turns\[1\]: a int'),
         (TURNS % '{"role": "bot", "text": ""}', r":2:turns\[1\].role: 'bot'.*assistant"),
-        (TURNS % '{"role": "user"}', r':2:turns\[1\]: .*exactly one of audio, text, codes'),
-        (TURNS % '{"role": "user", "text": "", "codes": [1]}', r':2:turns\[1\]: .*exactly one'),
-        (TURNS % '{"role": "user", "txt": "", "text": ""}', r':2:turns\[1\]: .*exactly one'),
+        (TURNS % '{"role": "user"}', r':2:turns\[1\]: .*give "text", or the speech as "audio"'),
+        (TURNS % '{"role": "user", "audio": "a", "codes": [1]}', r':2:turns\[1\]: .*give "text"'),
+        (TURNS % '{"role": "user", "txt": "", "text": ""}', r':2:turns\[1\]: .*give "text"'),
         (TURNS % '{"role": "user", "codes": []}', r':2:turns\[1\].codes: expected a list'),
         (TURNS % '{"role": "user", "codes": [1, -1]}', r':2:turns\[1\].codes'),
         (TURNS % '{"role": "user", "codes": [true]}', r':2:turns\[1\].codes'),
+        (TURNS % '{"role": "user", "codes": [3000000000]}', r':2:turns\[1\].codes'),
     ],
 )
 def test_faults_name_file_line_and_key(tmp_path, line, where):
@@ -98,6 +107,9 @@ def test_other_faults(tmp_path):
         read_manifest(tmp_path / 'empty.jsonl')
     (tmp_path / 'mixed.jsonl').write_text(f'{GOOD}\n' + TURNS % '{"role": "user", "text": ""}')
     with pytest.raises(InputError, match='entry 2 is a dialogue'):
+        read_recordings(tmp_path / 'mixed.jsonl')
+    (tmp_path / 'mixed.jsonl').write_text('{"text": "never spoken"}')
+    with pytest.raises(InputError, match='entry 1 is a document'):
         read_recordings(tmp_path / 'mixed.jsonl')
     (tmp_path / 'a.wav').touch()
     check_audio([Recording(str(tmp_path / 'a.wav'))])

@@ -6,12 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from mossjax.data import recipes
-from mossjax.data.manifest import Dialogue
-from mossjax.data.manifest import Turn as ManifestTurn
+from mossjax.data import chunks, recipes
+from mossjax.data.format import check_rows
 from mossjax.data.rows import IGNORE
 from mossjax.errors import InputError
-from mossjax.models.lm.dialogue import Style, SystemPrompts, Turn, build_prompt
+from mossjax.models.lm.dialogue import Turn, build_prompt
 from tests.tiny_lm import tiny_config
 
 X = IGNORE
@@ -63,11 +62,10 @@ def test_text_reply(form):
 
 def test_what_is_supervised_starts_right_after_the_prompt_of_generation(form):
     """Training sees the very prompt that generation builds, for text and speech both ways."""
-    style = Style(SystemPrompts('speak', 'write'), form.style.place, form.style.encode)
-    form = dataclasses.replace(form, style=style)
     for question in ('what is two', [1, 2, 3]):
         for reply, kind in (('four', 'text'), ([4, 5], 'audio')):
-            prompt = build_prompt([Turn('user', question)], kind, form.tokenizer, form.ids, style)
+            asked = [Turn('user', question)]
+            prompt = build_prompt(asked, kind, form.tokenizer, form.ids, form.style)
             got = recipes.dialogue([Turn('user', question), Turn('assistant', reply)], form)
             np.testing.assert_array_equal(got.tokens[: len(prompt)], prompt)
             supervised = np.flatnonzero((got.labels != X).any(1))
@@ -96,10 +94,10 @@ def test_earlier_replies_are_supervised_too(form):
 def test_asr_and_tts_are_mirrors(form):
     heard = recipes.asr([7, 8], 'two dog', form)
     assert heard.labels[heard.labels != X].tolist() == [TWO, DOG, END]
-    assert heard.tokens[3].tolist() == [WRITE, FILL]
+    assert heard.tokens[3:5].tolist() == [[WRITE, FILL], [WHAT, FILL]]
     said = recipes.tts('two dog', [7, 8], form)
     assert said.labels[said.labels != X].tolist() == [7, 8, EOSP, END]
-    assert said.tokens[3].tolist() == [SPEAK, FILL]
+    assert said.tokens[3:5].tolist() == [[SPEAK, FILL], [WHAT, FILL]]
 
 
 def test_text_only(form):
@@ -109,14 +107,14 @@ def test_text_only(form):
 
 
 def interleaved(form, speak_first):
-    chunks = [('what', np.array([1])), ('is two', np.array([2, 3])), ('four', np.array([4]))]
+    spoken = [('what', np.array([1])), ('is two', np.array([2, 3])), ('four', np.array([4]))]
 
     class Draw:
         def integers(self, n):
             assert n == 2
             return speak_first
 
-    return recipes.interleaved(chunks, form, Draw())
+    return recipes.interleaved(spoken, form, Draw())
 
 
 def test_interleaved_text_first(form):
@@ -145,12 +143,12 @@ def test_interleaved_speech_first_and_masks(form):
 
 
 def test_both_sides_go_first_and_the_seed_decides(form):
-    chunks = [('what', np.array([1])), ('is', np.array([2]))]
+    spoken = [('what', np.array([1])), ('is', np.array([2]))]
     first = [
-        recipes.interleaved(chunks, form, np.random.default_rng(s)).tokens[0, 0] for s in range(20)
+        recipes.interleaved(spoken, form, np.random.default_rng(s)).tokens[0, 0] for s in range(20)
     ]
     again = [
-        recipes.interleaved(chunks, form, np.random.default_rng(s)).tokens[0, 0] for s in range(20)
+        recipes.interleaved(spoken, form, np.random.default_rng(s)).tokens[0, 0] for s in range(20)
     ]
     assert set(first) == {SOSP, WHAT} and first == again
 
@@ -158,10 +156,10 @@ def test_both_sides_go_first_and_the_seed_decides(form):
 def test_chunks_end_at_word_borders(rng):
     words = (('a', 0.4), ('b', 0.8), ('c', 1.0), ('d', 1.7))
     codes = np.arange(24)  # 1.92 s: the last chunk takes the silence at the end
-    got = recipes.chunks_at_words(words, codes, rng, seconds=(0.5, 0.5))
+    got = chunks.chunks_at_words(words, codes, rng, seconds=(0.5, 0.5))
     assert [text for text, _ in got] == ['a b', 'c d']
     assert got[0][1].tolist() == list(range(10)) and got[1][1].tolist() == list(range(10, 24))
-    shifted = recipes.chunks_at_words(words, codes, rng, seconds=(0.1, 0.1), offset=0.08)
+    shifted = chunks.chunks_at_words(words, codes, rng, seconds=(0.1, 0.1), offset=0.08)
     assert [len(c) for _, c in shifted] == [6, 5, 3, 10]  # borders .48 .88 1.08 s x 12.5
 
 
@@ -170,27 +168,18 @@ def test_chunks_lose_nothing(rng):
         ends = np.cumsum(rng.uniform(0.02, 0.6, rng.integers(1, 12)))
         words = tuple((f'w{i}', float(end)) for i, end in enumerate(ends))
         codes = np.arange(int(np.ceil(ends[-1] * 12.5)))
-        chunks = recipes.chunks_at_words(words, codes, rng, seconds=(0.1, 1.0))
-        assert ' '.join(text for text, _ in chunks).split() == [w for w, _ in words]
-        assert np.concatenate([c for _, c in chunks]).tolist() == codes.tolist()
-        assert all(len(c) and text for text, c in chunks)
+        found = chunks.chunks_at_words(words, codes, rng, seconds=(0.1, 1.0))
+        assert ' '.join(text for text, _ in found).split() == [w for w, _ in words]
+        assert np.concatenate([c for _, c in found]).tolist() == codes.tolist()
+        assert all(len(c) and text for text, c in found)
 
 
 def test_corruption_changes_the_share_asked_for(rng):
     codes = np.zeros(20_000, np.int32)
-    wrong = recipes.corrupt_codes(codes, rng, 0.05, 32)
+    wrong = chunks.corrupt_codes(codes, rng, 0.05, 32)
     # 31 of 32 draws differ from the code they replace; four standard deviations of a binomial.
     assert abs((wrong != 0).mean() - 0.05 * 31 / 32) < 4 * np.sqrt(0.05 * 0.95 / 20_000)
     assert wrong.max() == 31 and (codes == 0).all()
-
-
-def test_turns_of_a_manifest(form):
-    entry = Dialogue((ManifestTurn('user', audio='/a.wav'), ManifestTurn('assistant', text='two')))
-    turns = recipes.turns_of(entry, {'/a.wav': np.array([7, 8])}.__getitem__)
-    direct = [Turn('user', [7, 8]), Turn('assistant', 'two')]
-    np.testing.assert_array_equal(
-        recipes.dialogue(turns, form).tokens, recipes.dialogue(direct, form).tokens
-    )
 
 
 def test_rows_of_another_model_are_refused(form):
@@ -200,15 +189,15 @@ def test_rows_of_another_model_are_refused(form):
         sosp_token_id=form.ids.sosp, modality_pad_token_id=form.ids.speech,
         audio_pad_token_id=form.ids.filler, eosp_token_id=form.ids.eosp, eos_token_id=form.ids.eos,
     )  # fmt: skip
-    recipes.check_rows(facts, 'a', config, form.tokenizer)
-    recipes.check_rows({'config': {}}, 'a', config, form.tokenizer)
+    check_rows(facts, 'a', config, form.tokenizer)
+    check_rows({'config': {}}, 'a', config, form.tokenizer)
     other = dataclasses.replace(config, eosp_token_id=form.ids.eosp - 1)
     with pytest.raises(InputError, match=f'rows a .*eosp is {form.ids.eosp}, here'):
-        recipes.check_rows(facts, 'a', other, None)
+        check_rows(facts, 'a', other, None)
     facts['config']['format']['probe'][0] += 1
-    recipes.check_rows(facts, 'a', config, None)
+    check_rows(facts, 'a', config, None)
     with pytest.raises(InputError, match='their text tokenizer is another'):
-        recipes.check_rows(facts, 'a', config, form.tokenizer)
+        check_rows(facts, 'a', config, form.tokenizer)
 
 
 def test_bad_dialogues(form):

@@ -72,14 +72,27 @@ def test_too_long_is_refused_by_name(rng):
         list(pack(examples, 64))
 
 
-def test_cut_keeps_tokens_and_drops_only_targets_across_the_cut(rng):
+def test_cut_loses_no_target(rng):
+    """The position a piece ends with is the first of the next, where its target is learnt."""
     (whole,) = make(rng, 1, 25, 26)
     pieces = cut(whole, 10)
-    assert [len(p) for p in pieces] == [10, 10, 5]
-    np.testing.assert_array_equal(np.concatenate([p.tokens for p in pieces]), whole.tokens)
-    want = whole.labels.copy()
-    want[[9, 19]] = IGNORE
-    np.testing.assert_array_equal(np.concatenate([p.labels for p in pieces]), want)
+    assert [len(p) for p in pieces] == [10, 10, 7]
+    for start, piece in zip((0, 9, 18), pieces, strict=True):
+        here = slice(start, start + len(piece))
+        np.testing.assert_array_equal(piece.tokens, whole.tokens[here])
+        np.testing.assert_array_equal(piece.labels[:-1], whole.labels[here][:-1])
+        assert (piece.labels[-1] == IGNORE).all()
+    assert cut(whole, 25) == [whole]
+
+
+def test_cut_ends_pieces_only_where_it_may(rng):
+    (whole,) = make(rng, 1, 25, 26)
+    ends = np.zeros(25, bool)
+    ends[[3, 7, 12, 19]] = True
+    assert [len(p) for p in cut(whole, 10, ends)] == [8, 6, 8, 6]  # 0-7, 7-12, 12-19, 19-24
+    ends[12] = False
+    with pytest.raises(InputError, match='between its positions 7 and 17'):
+        cut(whole, 10, ends)
 
 
 def test_unshifted_labels_are_refused():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from mossjax.data import codes
 from mossjax.data.clips import CLEAN, Perturb, clips_in_memory, clips_on_disk
 from mossjax.data.codes import CodesStore, Version, tokenize_recordings
 from mossjax.data.labels import NONE, Inventory
@@ -293,9 +294,26 @@ def test_bad_stores(recordings, tmp_path):
     tokenize_recordings(Peaks(), recordings[:1], path, versions=1, fingerprint='a')
     with pytest.raises(InputError, match="'fingerprint': 'a'.*'fingerprint': 'b'"):
         tokenize_recordings(Peaks(), recordings[:1], path, versions=1, fingerprint='b')
-    path.write_text(json.dumps({'path': 'a'}) + '\n')
-    with pytest.raises(InputError, match=r'codes\.jsonl:1: expected'):
-        CodesStore.open(path)
+    for line in ({'path': 'a'}, [3], {'path': 'a', 'codes': [10**20]},
+                 {'path': 'a', 'codes': [1], 'offset': 'x'}):  # fmt: skip
+        path.write_text(json.dumps(line) + '\n')
+        with pytest.raises(InputError, match=r'codes\.jsonl:1: expected'):
+            CodesStore.open(path)
+
+
+def test_long_recordings_are_tokenized_few_at_a_time(recordings, tmp_path, monkeypatch):
+    seconds = sorted(len(audio.load(r.audio, 16_000)) / 16_000 for r in recordings)
+    monkeypatch.setattr(codes, 'GROUP_SECONDS', seconds[0] + seconds[1] + 0.01)
+    held = []
+
+    class Counting(Peaks):
+        def encode(self, wavs):
+            held.append((len(wavs), sum(map(len, wavs)) / 16_000))
+            return super().encode(wavs)
+
+    tokenize_recordings(Counting(), recordings, tmp_path / 'codes.jsonl', versions=1)
+    assert sum(count for count, _ in held) == len(recordings) and held[0][0] == 2
+    assert all(count == 1 or total <= codes.GROUP_SECONDS for count, total in held)
 
 
 def test_decoder_batches_align_codes_and_audio(recordings, tmp_path):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from mossjax.convert.directories import save_lm
 from mossjax.data import speech
@@ -138,6 +139,41 @@ def test_tokenizer_batches_and_objectives(recordings):
         np.testing.assert_array_equal(task.batch(1)[key], value)
     assert {k: o.weight for k, o in task.objectives.items()} == {'frames': 0.5, 'ctc': 0.25}
     assert Inventory.open(config.data.inventory) == Inventory.of(found)
+
+
+@pytest.mark.parametrize('name, without, said', [
+    ('frames', ['times'], 'config.loss.frames = 1 would train nothing: no .* "times"'),
+    ('ctc', ['times', 'text'], 'config.loss.ctc = 1 would train nothing'),
+    ('text', ['text'], 'config.loss.text = 1 would train nothing'),
+])  # fmt: skip
+def test_objectives_without_targets_are_refused(recordings, name, without, said):
+    manifest = recordings / 'manifest.jsonl'
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    config = defaults()
+    config.task = 'tokenizer'
+    config.model.update(
+        d=16, heads=2, ffn=16, layers=1, encoder_layers=1, mels=80, codes=8, decoder_heads=2,
+        decoder_layers=1, decoder_ffn=16, vocab=8, target_positions=8,
+    )  # fmt: skip
+    config.data.update(manifest=str(manifest), seconds=8.0, tokenizer=str(tokenizer(recordings)))
+    config.loss.update({name: 1.0, 'commitment': 'relative', 'inputs': 'plain'})
+    for line in lines[1:]:  # one that has targets is enough
+        for key in without:
+            del line[key]
+    manifest.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    tasks.make(config)
+    for key in without:
+        del lines[0][key]
+    manifest.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    with pytest.raises(InputError, match=said):
+        tasks.make(config)
+
+
+def tokenizer(folder):
+    """A directory with a tokenizer.json of two ids, the end token among them."""
+    model = tokenizers.models.WordLevel({'x': 0, '<|endoftext|>': 1}, unk_token='x')
+    tokenizers.Tokenizer(model).save(str(folder / 'tokenizer.json'))
+    return folder
 
 
 def test_decoder_batches_of_one_speaker_and_the_scale_of_its_mel(recordings):

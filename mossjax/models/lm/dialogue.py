@@ -28,25 +28,36 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class SystemPrompts:
-    """The system turn for a spoken and for a written reply."""
+    """System turns that say what is wanted.
+
+    Attributes:
+      audio, text: answer in speech, in writing.
+      asr, tts: write down what is said, say what is written (ours; upstream has none for these).
+    """
 
     audio: str
     text: str
+    asr: str = 'You are a helpful assistant. Write down what the user says.'
+    tts: str = 'You are a helpful voice assistant. Say aloud what the user writes.'
 
     @classmethod
     def of(cls, generation_config: dict) -> 'SystemPrompts':
-        """A checkpoint's own pair (`system_prompts` in generation_config.json), or upstream's.
+        """A checkpoint's own (`system_prompts` in generation_config.json), or upstream's.
 
-        Raises InputError if the entry is there and is not a pair of strings.
+        Raises InputError if the entry is there and is not an object of strings, `audio` and `text`
+        at least.
         """
         own = generation_config.get('system_prompts')
         if own is None:
             return INTERFACE_PROMPTS
-        if not isinstance(own, dict) or not all(isinstance(own.get(r), str) for r in REPLIES):
+        known = [field.name for field in dataclasses.fields(cls)]
+        given = {key: own[key] for key in known if key in own} if isinstance(own, dict) else {}
+        if not set(REPLIES) <= set(given) or not all(isinstance(x, str) for x in given.values()):
             raise InputError(
-                "system_prompts in generation_config.json must be {'audio': ..., 'text': ...}"
+                "system_prompts in generation_config.json must be {'audio': ..., 'text': ...}, "
+                "with 'asr' and 'tts' where the model knows these tasks, all of them strings"
             )
-        return cls(own['audio'], own['text'])
+        return cls(**given)
 
 
 # What upstream's demo sends, and so what the released model was mostly run with.

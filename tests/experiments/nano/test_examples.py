@@ -43,7 +43,7 @@ def corpus(form):
     number = {a: 10 + i % 20 for i, a in enumerate(facts.answers)}
     store = {r.audio: [Version(np.full(20, number[r.text.split()[-1]]))] for r in said}
     store['q.flac'] = [Version(np.full(25, 1)), Version(np.full(26, 2), 0.05)]
-    return examples.Corpus(facts, [asked, *said], CodesStore(store), form, CODES), fact, number
+    return examples.Corpus(facts, [asked, *said], CodesStore(store), form), fact, number
 
 
 def words(example, form) -> str:

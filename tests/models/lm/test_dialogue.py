@@ -120,8 +120,12 @@ def test_checkpoint_brings_its_own_system_prompts():
     own = SystemPrompts.of({'system_prompts': {'audio': 'speak', 'text': 'write'}})
     assert own == SystemPrompts('speak', 'write')
     assert SystemPrompts.of({}) == dialogue.INTERFACE_PROMPTS
-    with pytest.raises(InputError, match='system_prompts'):
-        SystemPrompts.of({'system_prompts': {'audio': 'speak'}})
+    four = {'audio': 'speak', 'text': 'write', 'asr': 'note', 'tts': 'read'}
+    assert SystemPrompts.of({'system_prompts': four}) == SystemPrompts('speak', 'write', 'note',
+                                                                       'read')  # fmt: skip
+    for bad in ({'audio': 'speak'}, {**four, 'asr': 3}, 'speak', [four]):
+        with pytest.raises(InputError, match='system_prompts'):
+            SystemPrompts.of({'system_prompts': bad})
 
 
 @pytest.mark.parametrize(
