@@ -4,10 +4,12 @@ Every reader of JSON, YAML, flags and configs asks here, so that no NaN, no numb
 no truth value that was meant as a number passes one of them and surprises another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
+import itertools
 import json
 import math
+import numbers
 from typing import Any
 
 from mossjax.errors import InputError
@@ -32,10 +34,10 @@ class Range:
     whole: bool = False
 
     def __contains__(self, value: Any) -> bool:
-        kinds = int if self.whole else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        kind = numbers.Integral if self.whole else numbers.Real  # numpy's scalars among them
+        if isinstance(value, bool) or not isinstance(value, kind):
             return False
-        if isinstance(value, float) and not math.isfinite(value):
+        if not isinstance(value, numbers.Integral) and not math.isfinite(value):
             return False
         if value < self.low or value > self.high:
             return False
@@ -53,11 +55,15 @@ LARGEST = 2**31 - 1
 SIZE = Range(1, LARGEST, whole=True)
 COUNT = Range(0, LARGEST, whole=True)
 SEED = Range(0, 2**32 - 1, whole=True)
+# Deeper networks do not exist, and every layer is gone through by name.
+LAYERS = Range(1, 4096, whole=True)
 # float32 must hold it, and its square where norms and variances are taken.
 NUMBER = Range(-1e18, 1e18)
 POSITIVE = Range(0, 1e18, above=True)
 NOT_NEGATIVE = Range(0, 1e18)
 SHARE = Range(0, 1)
+# Entries of a tree with everything that it names twice written out twice.
+ENTRIES = 100_000
 
 
 def number(value: Any, name: str, accepted: Range = NUMBER, remedy: str = '') -> int | float:
@@ -96,9 +102,10 @@ def plain(value: Any, where: str) -> Any:
     """A tree of mappings, lists and scalars, as YAML or a config gives it, with numbers checked.
 
     Raises:
-      InputError: it contains itself, is nested too deep, or holds a number that is not finite.
+      InputError: it contains itself, is nested too deep, has too many entries once what it shares
+        is written out, or holds a number that is not finite.
     """
-    return _plain(value, where, ())
+    return _plain(value, where, (), itertools.count())
 
 
 def shown(value: Any) -> str:
@@ -109,17 +116,25 @@ def shown(value: Any) -> str:
     return text if len(text) <= 2 * SHOWN else f'{text[: 2 * SHOWN]}...'
 
 
-def _plain(value: Any, where: str, above: tuple[int, ...]) -> Any:
+def _plain(value: Any, where: str, above: tuple[int, ...], entries: Iterator[int]) -> Any:
+    if next(entries) >= ENTRIES:
+        raise InputError(f'{where}: more than {ENTRIES} entries; this is no configuration')
     if isinstance(value, Mapping | list | tuple):
         if id(value) in above or len(above) > 100:
             raise InputError(f'{where}: contains itself or is nested too deep; write it out')
         inside = (*above, id(value))
         if isinstance(value, Mapping):
-            return {key: _plain(v, f'{where}: {key}', inside) for key, v in value.items()}
-        return [_plain(v, f'{where}[{i}]', inside) for i, v in enumerate(value)]
+            return {
+                key: _plain(v, f'{where}: {_cut(key)}', inside, entries) for key, v in value.items()
+            }
+        return [_plain(v, f'{where}[{i}]', inside, entries) for i, v in enumerate(value)]
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number(value, where, Range(-1e300, 1e300))
     return value
+
+
+def _cut(key: Any) -> str:
+    return str(key)[: 2 * SHOWN]
 
 
 def _refuse_constant(name: str):

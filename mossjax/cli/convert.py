@@ -27,8 +27,8 @@ Examples:
 
 from absl import flags
 
-from mossjax import paths
-from mossjax.cli.common import READ_FILE, READ_FOLDER, path_flag
+from mossjax import paths, values
+from mossjax.cli.common import READ_FILE, READ_FOLDER, number_flag, path_flag
 from mossjax.errors import InputError
 
 FLAGS = flags.FlagValues()
@@ -61,10 +61,10 @@ _CERTIFICATE = flags.DEFINE_bool(
     'certificate', True, 'Hash, describe and read back every tensor; --nocertificate is quicker.',
     flag_values=FLAGS,
 )  # fmt: skip
-_SHARD_GB = flags.DEFINE_float(
-    'shard_gb', 5.0, 'Largest file of a Hugging Face directory, in 10^9 bytes.', lower_bound=0.001,
-    flag_values=FLAGS,
-)  # fmt: skip
+_SHARD_GB = number_flag(
+    'shard_gb', 5.0, 'Largest file of a Hugging Face directory, in 10^9 bytes.',
+    values.Range(0.001, 1e6), FLAGS,
+)
 
 
 def main(args: list[str]) -> int | None:
