@@ -21,10 +21,11 @@ import zlib
 from absl import logging
 import numpy as np
 
+from mossjax import values
 from mossjax.data.clips import AUGMENT, CLEAN, Load, Perturb, clips_on_disk, load_audio
 from mossjax.data.manifest import Recording
 from mossjax.errors import InputError
-from mossjax.files import replacing
+from mossjax.files import read_json, replacing
 
 RATE = 16_000  # Hz, of the tokenizer
 
@@ -61,10 +62,8 @@ class CodesStore:
             raise InputError(f'{path}: no codes; tokenize the recordings first.')
         found: dict[str, list[tuple[int, Version]]] = {}
         for line in _complete_lines(path):
-            version = Version(np.asarray(line['codes'], np.int32), float(line.get('offset', 0.0)))
-            found.setdefault(_absolute(line['path'], path), []).append(
-                (line.get('version', 0), version)
-            )
+            version = Version(np.asarray(line['codes'], np.int32), float(line['offset']))
+            found.setdefault(_absolute(line['path'], path), []).append((line['version'], version))
         ordered = {k: [v for _, v in sorted(x, key=lambda y: y[0])] for k, x in found.items()}
         return cls(ordered, str(path))
 
@@ -143,7 +142,7 @@ def tokenize_recordings(
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     beside = path.with_name(path.name + '.settings.json')
     if beside.exists():
-        found = json.loads(beside.read_text())
+        found = read_json(beside)
         if found != settings:
             raise InputError(
                 f'{path} was made with {found}, asked for {settings}; delete it or choose another '
@@ -162,15 +161,22 @@ def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, 1):
             if not line.endswith('\n'):
                 return
-            try:
-                fields = json.loads(line)
-                fields['path'], fields['codes']
-            except (ValueError, KeyError, TypeError) as e:
-                raise InputError(
-                    f'{path}:{number}: expected {{"path": ..., "codes": [...]}} ({e!r}); tokenize '
-                    'the recordings anew.'
-                ) from e
-            yield fields
+            yield _checked(line, f'{path}:{number}')
+
+
+def _checked(line: str, where: str) -> dict[str, Any]:
+    """The object of a line, `version` and `offset` included where they are left out."""
+    remedy = 'tokenize the recordings anew'
+    fields = values.parse_json(line, where, f'{remedy.capitalize()}.')
+    codes = fields.get('codes') if isinstance(fields, dict) else None
+    if not isinstance(codes, list) or not isinstance(fields.get('path'), str):
+        raise InputError(f'{where}: expected {{"path": ..., "codes": [...]}}; {remedy}')
+    fields = {'version': 0, 'offset': 0.0, **fields}
+    for name, accepted in (('version', values.COUNT), ('offset', values.NOT_NEGATIVE)):
+        values.number(fields[name], f'{where}: {name}', accepted, remedy)
+    for i, code in enumerate(codes):
+        values.number(code, f'{where}: codes[{i}]', values.COUNT, remedy)
+    return fields
 
 
 def _repaired_lines(path: Path) -> list[dict[str, Any]]:

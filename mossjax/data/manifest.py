@@ -18,13 +18,13 @@ know are kept in `extra`, so that a manifest can carry splits, groups or facts o
 from collections.abc import Iterable, Mapping
 import dataclasses
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 from mossjax.errors import InputError
 from mossjax.files import replacing
+from mossjax.values import COUNT, NUMBER, parse_json, shown
 
 Labels = tuple[tuple[str, float], ...]  # (label, end in seconds)
 ROLES = ('system', 'user', 'assistant')
@@ -157,12 +157,7 @@ def _shown(key: str, value: Any, root: Path) -> Any:
 
 def parse_line(line: str, where: str, root: Path = Path('.')) -> Recording | Dialogue:
     """One JSONL line to an entry; `where` (file:line) goes into the errors."""
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise InputError(
-            f'{where}: not JSON ({e.msg}, column {e.colno}); write one object a line.'
-        ) from e
+    fields = parse_json(line, where, 'Write one object a line.')
     if not isinstance(fields, dict):
         raise InputError(f'{where}: a {type(fields).__name__}, expected an object {{...}}.')
     if ('audio' in fields) == ('turns' in fields):
@@ -223,7 +218,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _codes(value: Any, where: str) -> tuple[int, ...]:
-    fits = isinstance(value, list) and all(type(c) is int and c >= 0 for c in value)
+    fits = isinstance(value, list) and all(code in COUNT for code in value)
     if not fits or not value:
         raise InputError(f'{where}: expected a list of speech tokens (integers from 0), not empty.')
     return tuple(value)
@@ -236,9 +231,9 @@ def _labels(value: Any, where: str) -> Labels:
     for i, pair in enumerate(value):
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise InputError(f'{where}[{i}]: {pair!r}, expected [label, end seconds].')
-        if isinstance(pair[1], bool) or not isinstance(pair[1], int | float):
-            raise InputError(f'{where}[{i}]: end {pair[1]!r} is not a number of seconds.')
-        if not math.isfinite(pair[1]) or pair[1] < previous:
+        if pair[1] not in NUMBER:
+            raise InputError(f'{where}[{i}]: end {shown(pair[1])} is not a number of seconds.')
+        if pair[1] < previous:
             raise InputError(
                 f'{where}[{i}]: ends at {pair[1]} s, before the previous label ({previous} s); '
                 'sort the labels and give the END of each.'

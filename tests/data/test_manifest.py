@@ -71,7 +71,11 @@ TURNS = '{"turns": [{"role": "user", "text": "hi"}, %s]}'
         ('{"audio": "a", "times": [["t"]]}', r":2:times\[0\]: \['t'\]"),
         ('{"audio": "a", "times": [["t", "1"]]}', r":2:times\[0\]: end '1'"),
         ('{"audio": "a", "times": [["t", 0.2], ["u", 0.1]]}', r':2:times\[1\]: ends at 0.1 s'),
-        ('{"audio": "a", "words": [["t", NaN]]}', r':2:words\[0\]: ends at nan'),
+        ('{"audio": "a", "words": [["t", NaN]]}', r':2: not JSON \(NaN is no number'),
+        ('{"audio": "a", "words": [["t", 1e99]]}', r':2:words\[0\]: end 1e\+99 is not a number'),
+        ('{"audio": "a", "words": [["t", true]]}', r':2:words\[0\]: end True is not a number'),
+        ('{"audio": "a", "audio": "b"}', r":2: not JSON \(key 'audio' is given twice"),
+        ('{"audio": ' + '[' * 10**5, r':2: nested too deep'),
         ('{"turns": []}', r':2:turns: expected'),
         (TURNS % '3', r':2:turns\[1\]: a int'),
         (TURNS % '{"role": "bot", "text": ""}', r":2:turns\[1\].role: 'bot'.*assistant"),
@@ -81,6 +85,7 @@ TURNS = '{"turns": [{"role": "user", "text": "hi"}, %s]}'
         (TURNS % '{"role": "user", "codes": []}', r':2:turns\[1\].codes: expected a list'),
         (TURNS % '{"role": "user", "codes": [1, -1]}', r':2:turns\[1\].codes'),
         (TURNS % '{"role": "user", "codes": [true]}', r':2:turns\[1\].codes'),
+        (TURNS % '{"role": "user", "codes": [4294967297]}', r':2:turns\[1\].codes'),
     ],
 )
 def test_faults_name_file_line_and_key(tmp_path, line, where):
