@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mossjax import checkpoint
+from mossjax import checkpoint, values
 from mossjax.convert import (
     codec_tokenizer,
     peft,
@@ -183,8 +183,7 @@ def _open_language_model(path: Path, content: dict) -> Source:
 
 def _open_qwen3(path: Path, qwen: dict, changes: dict) -> Source:
     seed = changes.pop('seed', 0)
-    if not isinstance(seed, int):
-        raise InputError(f'seed is {seed!r}; it must be a whole number')
+    values.number(seed, 'seed', values.SEED)
     config = qwen3.speech_config(qwen, changes)
     tensors = qwen3.QwenStart(qwen, safetensors_io.open_tensors(path), config, seed)
     content = config.to_hf()

@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mossjax import values
 from mossjax.convert import rules, safetensors_io
 from mossjax.convert.lm_rules import LM_RULES
 from mossjax.errors import InputError
 from mossjax.files import read_json
-from mossjax.models.lm.config import LMConfig
+from mossjax.models.lm import rope_settings
+from mossjax.models.lm.config import ABSENT, RANGES, LMConfig, check_layer_types
 from mossjax.models.lm.model import network
 
 # Must be equal in both configurations: none of them can be changed after training.
@@ -28,12 +30,12 @@ GEOMETRY = (
     'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
     'num_key_value_heads', 'head_dim', 'rms_norm_eps', 'rope_theta',
 )  # fmt: skip
+OPTIONAL = ('max_position_embeddings', 'initializer_range')
 VOCABULARY = {'model.embed_tokens.weight', 'text_lm_head.weight'}  # may lose their last rows
 FRESH = ('model.audio_embed.weight', 'audio_lm_head.weight')
 SUPPORTED = {
     'hidden_act': 'silu',
     'attention_bias': False,
-    'rope_scaling': None,
     'use_sliding_window': False,
 }
 
@@ -68,7 +70,7 @@ class QwenStart:
           InputError: the geometries do not fit, or tensors are missing or of the wrong shape.
         """
         check_geometry(qwen, config)
-        self.tied = bool(qwen.get('tie_word_embeddings', False))
+        self.tied = qwen.get('tie_word_embeddings', False)
         self._tensors, self._config, self._fresh = tensors, config, None
         self._key = jax.random.key(key) if isinstance(key, int) else key
         shapes = network(config).shapes
@@ -131,8 +133,8 @@ def qwen_config(config: LMConfig, dtype: str) -> dict:
     kept = (*GEOMETRY, 'vocab_size', 'max_position_embeddings', 'initializer_range', 'eos_token_id')
     return {
         'architectures': ['Qwen3ForCausalLM'], 'model_type': 'qwen3', **SUPPORTED,
-        'tie_word_embeddings': False, **{key: getattr(config, key) for key in kept},
-        'dtype': dtype,
+        'rope_scaling': None, 'tie_word_embeddings': False,
+        **{key: getattr(config, key) for key in kept}, 'dtype': dtype,
     }  # fmt: skip
 
 
@@ -163,27 +165,18 @@ def speech_config(qwen: Mapping, changes: Mapping | None = None) -> LMConfig:
             f'{", ".join(fixed)} cannot be changed: they are Qwen3\'s, or no keys of config.json. '
             f'May be changed: {", ".join(sorted(names - set(GEOMETRY)))}'
         )
-    qwen = _with_theta(qwen)
-    absent = [key for key in (*GEOMETRY, 'vocab_size') if qwen.get(key) is None]
-    if absent:
-        raise InputError(f'config.json of Qwen3 lacks {", ".join(absent)}; download it again')
+    qwen = _numbers(qwen)
     released = LMConfig.released()
     modality = changes.get('num_modality_layers', released.num_modality_layers)
-    if not isinstance(modality, int):
-        raise InputError(f'num_modality_layers is {modality!r}; it must be a whole number')
-    values = {key: qwen[key] for key in GEOMETRY} | {
+    values.number(modality, 'num_modality_layers', RANGES['num_modality_layers'])
+    own = {key: qwen[key] for key in (*GEOMETRY, *OPTIONAL) if qwen.get(key) is not None} | {
         'vocab_size': min(released.vocab_size, qwen['vocab_size']),
-        'max_position_embeddings': qwen.get(
-            'max_position_embeddings', released.max_position_embeddings
-        ),
-        'initializer_range': qwen.get('initializer_range', released.initializer_range),
         'num_modality_layers': modality,
         'num_shared_layers': qwen['num_hidden_layers'] - modality,
-        'rope_theta': float(qwen['rope_theta']),
     }
     try:
-        return dataclasses.replace(released, **values | changes)
-    except (InputError, TypeError) as error:  # TypeError: a value that is no number
+        return dataclasses.replace(released, **own | changes)
+    except InputError as error:
         said = str(error).rstrip('.')
         raise InputError(
             f'a speech model cannot start from this Qwen3 as it is: {said}. Set such keys in the '
@@ -220,23 +213,21 @@ def fresh_tables(config: LMConfig, key: jax.Array, dtype) -> tuple[jax.Array, ja
 
 def check_geometry(qwen: Mapping, config: LMConfig) -> None:
     """Refuses a Qwen3 configuration whose layers could not run inside this model."""
-    qwen = _with_theta(qwen)
-    rope = qwen.get('rope_parameters') or {}
+    qwen = _numbers(qwen)
+    check_layer_types(qwen)
     faults = [
-        f'{key} is {qwen.get(key)} in Qwen3, {getattr(config, key)} here'
+        f'{key} is {qwen[key]} in Qwen3, {getattr(config, key)} here'
         for key in GEOMETRY
-        if qwen.get(key) != getattr(config, key)
+        if qwen[key] != getattr(config, key)
     ]
     faults += [
-        f'{key} is {qwen[key]!r}, only {only!r} is implemented'
-        for key, only in SUPPORTED.items()
+        f'{key} is {values.shown(qwen[key])}, only {only!r} is implemented'
+        for key, only in (SUPPORTED | ABSENT).items()
         if qwen.get(key, only) != only
     ]
-    if rope.get('rope_type', 'default') != 'default':
-        faults.append(f'rope_type is {rope["rope_type"]!r}, only default is implemented')
-    if (qwen.get('vocab_size') or 0) < config.vocab_size:
+    if qwen['vocab_size'] < config.vocab_size:
         faults.append(
-            f'vocab_size is {qwen.get("vocab_size")} in Qwen3, fewer than {config.vocab_size} here'
+            f'vocab_size is {qwen["vocab_size"]} in Qwen3, fewer than {config.vocab_size} here'
         )
     if faults:
         raise InputError(
@@ -245,9 +236,22 @@ def check_geometry(qwen: Mapping, config: LMConfig) -> None:
         )
 
 
-def _with_theta(qwen: Mapping) -> dict:
-    """Transformers 5 keeps theta among the rope parameters."""
-    return {'rope_theta': (qwen.get('rope_parameters') or {}).get('rope_theta'), **qwen}
+def _numbers(qwen: Mapping) -> dict:
+    """Qwen3's configuration with its numbers checked and theta at one place.
+
+    Raises:
+      InputError: a needed key is missing, or a value is out of range.
+    """
+    where = 'config.json of Qwen3'
+    qwen = {**qwen, 'rope_theta': rope_settings.theta(qwen)}
+    if absent := [key for key in (*GEOMETRY, 'vocab_size') if qwen.get(key) is None]:
+        raise InputError(f'{where} lacks {", ".join(absent)}; download it again')
+    for key in (*GEOMETRY, *OPTIONAL, 'vocab_size'):
+        if qwen.get(key) is not None:
+            values.number(qwen[key], f'{where}: {key}', RANGES[key])
+    if not isinstance(qwen.get('tie_word_embeddings', False), bool):
+        raise InputError(f'{where}: tie_word_embeddings is not true or false; download it again')
+    return qwen
 
 
 def _text_name(name: str) -> str:

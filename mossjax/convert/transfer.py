@@ -33,6 +33,7 @@ from mossjax.convert.safetensors_io import SHARD_BYTES
 from mossjax.convert.safetensors_writer import ShardWriter
 from mossjax.errors import InputError
 from mossjax.files import replacing, room_for
+from mossjax.models.lm.config import with_dtype
 
 # Tensors above this size are converted one at a time, which bounds the memory.
 LARGE_BYTES = 256 * 2**20
@@ -321,8 +322,7 @@ def _copy_companions(source: Source, partial: Path, tensors: Tensors, options: O
     for name, content in source.kind.configs.items():
         made_here = not (partial / name).is_file()
         if name == kinds.CONFIG and (options.dtype or made_here):  # what the tensors are stored in
-            key = 'torch_dtype' if 'torch_dtype' in content else 'dtype'
-            content = content | {key: tensors.dtypes[next(iter(tensors.shapes))].name}
+            content = with_dtype(content, tensors.dtypes[next(iter(tensors.shapes))].name)
         elif not made_here:
             continue  # as it came, to the byte
         with replacing(partial / name) as temporary:
