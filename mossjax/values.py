@@ -4,7 +4,7 @@ Every reader of JSON, YAML, flags and configs asks here, so that no NaN, no numb
 no truth value that was meant as a number passes one of them and surprises another.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import itertools
 import json
@@ -114,6 +114,13 @@ def shown(value: Any) -> str:
         return f'a number of more than {SHOWN} digits'
     text = repr(value)
     return text if len(text) <= 2 * SHOWN else f'{text[: 2 * SHOWN]}...'
+
+
+def listed(names: Iterable, most: int = 8) -> str:
+    """Names for a message: the first of them, and how many more there are."""
+    names = [str(name)[: 2 * SHOWN] for name in names]
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
 
 
 def _plain(value: Any, where: str, above: tuple[int, ...], entries: Iterator[int]) -> Any:

@@ -1,12 +1,14 @@
 """The flow decoder's half of a codec directory: `flow/config.yaml` and `flow/flow.*`."""
 
+import os
 from pathlib import Path
 
 from mossjax.convert import rules, safetensors_io
+from mossjax.convert.flow_config import read_config, write_config
 from mossjax.convert.flow_rules import flow_rules
 from mossjax.convert.torch_reader import TorchReader
 from mossjax.errors import InputError
-from mossjax.models.flow.config import FlowConfig, read_config, released, write_config
+from mossjax.models.flow.config import FlowConfig, released
 from mossjax.models.flow.model import FlowDecoder
 from mossjax.nn.param import Network, describe
 
@@ -28,7 +30,7 @@ def open_flow(codec_dir: str | Path, stem: str = 'flow') -> tuple[FlowConfig, di
     """
     directory = Path(codec_dir) / 'flow'
     config_file = directory / 'config.yaml'
-    config = read_config(config_file) if config_file.exists() else released()
+    config = read_config(config_file) if os.path.lexists(config_file) else released()
     path, tensors = _open_weights(directory, stem)
     table, shapes = flow_rules(), flow_network(config).shapes
     rules.check(table, tensors.shapes, shapes, where=str(path))
