@@ -118,7 +118,7 @@ def shown(value: Any) -> str:
 
 def listed(names: Iterable, most: int = 8) -> str:
     """Names for a message: the first of them, and how many more there are."""
-    names = [str(name)[: 2 * SHOWN] for name in names]
+    names = [str(name)[: 4 * SHOWN] for name in names]
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more
 

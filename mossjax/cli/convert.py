@@ -25,6 +25,8 @@ Examples:
   mossjax convert --adapter runs/lora adapter
 """
 
+import pathlib
+
 from absl import flags
 
 from mossjax import paths, values
@@ -46,7 +48,8 @@ _CONFIG = path_flag(
 )  # fmt: skip
 _COMPANIONS = path_flag(
     'companions', None, 'Directory with the files that belong beside the weights (tokenizer.json, '
-    'generation_config.json, ...), for checkpoints of training runs, which have none.',
+    'generation_config.json, the flow/ of a codec, ...), for checkpoints of training runs, which '
+    'have none.',
     READ_FOLDER, FLAGS,
 )  # fmt: skip
 _TEXT_SIDE = flags.DEFINE_bool(
@@ -93,6 +96,13 @@ def main(args: list[str]) -> int | None:
     paper = transfer.convert(source, args[1], options, progress_bar)
     if source.left:
         print(f'left behind: {", ".join(source.left)}')
+    if source.kind.name == kinds.TOKENIZER and not any(
+        pathlib.Path(name).name == kinds.DECODER for name in source.files
+    ):
+        print(
+            f'{args[1]} has no {kinds.DECODER}/ and can hear, not speak; --companions CODEC takes '
+            'the decoder of another codec along'
+        )
     proved = f', all read back equal; {args[1]}/certificate.json' if paper else ''
     print(f'{args[1]}: {count} tensors{proved}')
     return None

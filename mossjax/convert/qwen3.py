@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossjax import values
-from mossjax.convert import rules, safetensors_io
+from mossjax.convert import names, rules
 from mossjax.convert.lm_rules import LM_RULES
+from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
 from mossjax.files import read_json
 from mossjax.models.lm import rope_settings
@@ -47,14 +48,14 @@ def open_start(directory: str | Path, config: LMConfig, key: jax.Array) -> QwenS
       InputError: as of `QwenStart`, or a file is missing or damaged.
     """
     qwen = read_json(Path(directory) / 'config.json')
-    return QwenStart(qwen, safetensors_io.open_tensors(directory), config, key)
+    return QwenStart(qwen, open_tensors(directory), config, key)
 
 
 class QwenStart:
     """A Qwen3 checkpoint under the tensor names of the speech model that starts from it.
 
     Attributes:
-      shapes, dtypes: as of `safetensors_io.TensorFile`, all names of the speech model.
+      shapes, dtypes: as of `weight_files.Tensors`, all names of the speech model.
       tied: Qwen3 has no head of its own; the text head starts as its embedding.
     """
 
@@ -62,7 +63,7 @@ class QwenStart:
         """
         Args:
           qwen: content of Qwen3's config.json.
-          tensors: its weights, with the interface of `safetensors_io.TensorFile`.
+          tensors: its weights, with the interface of `weight_files.Tensors`.
           config: the model to make; its vocabulary may be shorter than Qwen3's, never longer.
           key: for the fresh speech embedding and head, or a seed.
 
@@ -71,7 +72,7 @@ class QwenStart:
         """
         check_geometry(qwen, config)
         self.tied = qwen.get('tie_word_embeddings', False)
-        self._tensors, self._config, self._fresh = tensors, config, None
+        self._config, self._fresh = config, None
         self._key = jax.random.key(key) if isinstance(key, int) else key
         shapes = network(config).shapes
         expected = rules.expected_tensors(LM_RULES, shapes)
@@ -79,6 +80,7 @@ class QwenStart:
             name: _qwen_name(_text_name(name), config.num_shared_layers, self.tied)
             for name in expected if name not in FRESH
         }  # fmt: skip
+        self._tensors = tensors = names.fitted(tensors, self._source.values(), 'Qwen3 checkpoint')
         stored = {n: tuple(s) for n, s in tensors.shapes.items()}
         found = {n: stored[source] for n, source in self._source.items() if source in stored}
         for name in VOCABULARY & set(found):
@@ -114,7 +116,7 @@ class TextSide:
     """Trunk and text branch of a speech model under Qwen3's tensor names (untied).
 
     Attributes:
-      shapes, dtypes: as of `safetensors_io.TensorFile`.
+      shapes, dtypes: as of `weight_files.Tensors`.
     """
 
     def __init__(self, tensors, config: LMConfig):
