@@ -126,7 +126,7 @@ def read_meta(directory: str | os.PathLike, step: int | None = None) -> dict:
     try:
         with ocp.CheckpointManager(directory, options=_READ_ONLY) as manager:
             return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-    except (ValueError, KeyError, FileNotFoundError) as error:
+    except (ValueError, KeyError, FileNotFoundError, RecursionError) as error:
         raise InputError(
             f'{directory / str(step)} is no checkpoint, or a part of it is missing: its item meta '
             f'cannot be read ({error}). Give the directory that holds the numbered steps'

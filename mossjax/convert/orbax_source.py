@@ -57,8 +57,6 @@ def open_orbax(root: Path, path: Path) -> Source:
     model = _model(root, step, where)
     kind = _kind(model, where)
     converted = root == path
-    if converted and kind.name == LANGUAGE_MODEL and (path / CONFIG).is_file():
-        _check_beside(path, kind, where)
     adapters, unused = None, ()
     # A tokenizer run has more parameters, and keeps the codebook beside them.
     if kind.name == TOKENIZER and model.get('trained'):
@@ -71,6 +69,8 @@ def open_orbax(root: Path, path: Path) -> Source:
     if kind.name == LANGUAGE_MODEL:
         doubts = size_doubts(LMConfig.from_hf(kind.configs[CONFIG], where=where), own)
     rules.check(kind.rules, own, kind.network.shapes, where=where, doubts=doubts)
+    if converted and kind.name == LANGUAGE_MODEL and (path / CONFIG).is_file():
+        _check_beside(path, kind, where)
     if 'lora' in model:
         adapters = peft.Adapters.stored(root, step, model['lora'], kind.network)
         tensors = peft.Merged(tensors, kind.rules, adapters)

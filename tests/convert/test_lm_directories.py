@@ -151,7 +151,7 @@ def test_weights_and_config_must_fit(tmp_path):
     with pytest.raises(InputError, match='config.json: not JSON'):
         open_lm(tmp_path / 'a')
     (tmp_path / 'a' / 'config.json').unlink()
-    with pytest.raises(InputError, match='config.json: no such file'):
+    with pytest.raises(InputError, match='neither a Hugging Face directory .config.json'):
         open_lm(tmp_path / 'a')
 
 
