@@ -78,10 +78,11 @@ def number(value: Any, name: str, accepted: Range = NUMBER, remedy: str = '') ->
     return value
 
 
-def parse_json(text: str, where: str, remedy: str = 'Download it again.') -> Any:
+def parse_json(text: str | bytes, where: str, remedy: str = 'Download it again.') -> Any:
     """JSON as the standard has it: no NaN or Infinity, no key twice, no endless nesting or digits.
 
     Args:
+      text: bytes are UTF-8.
       where: the file, or file and line, for the message.
 
     Raises:
@@ -89,13 +90,19 @@ def parse_json(text: str, where: str, remedy: str = 'Download it again.') -> Any
     """
     try:
         return json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_float, parse_int=_int,
+            text if isinstance(text, str) else text.decode(), parse_constant=_refuse_constant, parse_float=_float, parse_int=_int,
             object_pairs_hook=_without_duplicates,
         )
     except RecursionError:
         raise InputError(f'{where}: nested too deep to be read. {remedy}') from None
+    except UnicodeDecodeError as error:
+        raise InputError(f'{where}: not text in UTF-8 ({_said(error)}). {remedy}') from None
     except ValueError as error:  # JSONDecodeError among them
         raise InputError(f'{where}: not JSON ({error}). {remedy}') from None
+
+
+def _said(error: UnicodeDecodeError) -> str:
+    return f'{error.reason} at byte {error.start}'
 
 
 def plain(value: Any, where: str) -> Any:
@@ -106,6 +113,11 @@ def plain(value: Any, where: str) -> Any:
         is written out, or holds a number that is not finite.
     """
     return _plain(value, where, (), itertools.count())
+
+
+def is_text(value: str) -> bool:
+    """Whether all of it can be written in UTF-8: JSON can spell halves of characters."""
+    return not any('\ud800' <= letter <= '\udfff' for letter in value)
 
 
 def shown(value: Any) -> str:

@@ -76,8 +76,8 @@ def _complete_lines(path: Path) -> list[bytes]:
 def _entries(lines: list[bytes], identity: dict) -> dict[str, dict] | None:
     """{tensor: entry} of a journal's lines; None if it is not the one of this conversion."""
     try:
-        first, *rest = [values.parse_json(line.decode(), Journal.NAME) for line in lines]
-    except (InputError, UnicodeDecodeError):
+        first, *rest = [values.parse_json(line, Journal.NAME) for line in lines]
+    except InputError:
         return None
     known, done = identity['tensors'], {}
     if first != identity or not all(isinstance(entry, dict) for entry in rest):

@@ -50,14 +50,16 @@ class TensorFile:
         header, self._start = _read_header(self.path)
         size = self.path.stat().st_size - self._start
         self.shapes, self.dtypes, self._begin = {}, {}, {}
+        notes = header.pop('__metadata__', {})
+        if not isinstance(notes, dict) or not all(isinstance(x, str) for x in notes.values()):
+            raise _damaged(self.path, '__metadata__ in its header is no object of texts')
         for name, entry in header.items():
-            if name != '__metadata__':
-                self._add(name, entry, size)
+            self._add(name, entry, size)
         self._check_cover(size)
 
     def _add(self, name, entry, size):
         code = entry.get('dtype') if isinstance(entry, dict) else None
-        if not isinstance(code, str):
+        if not isinstance(code, str) or not values.is_text(name):
             raise _damaged(self.path, f'the header entry of {values.shown(name)} is malformed')
         shape, span = _counts(entry.get('shape'), values.COUNT), _counts(entry.get('data_offsets'))
         if shape is None or span is None or len(span) != 2 or len(shape) > MAX_AXES:
@@ -223,9 +225,7 @@ def _read_header(path: Path) -> tuple[dict, int]:
             raise _damaged(path, f'its header claims {length} bytes')
         text = file.read(length)
     try:
-        header = values.parse_json(text.decode(), 'its header', '')
-    except UnicodeDecodeError:
-        raise _damaged(path, 'its header is not text') from None
+        header = values.parse_json(text, 'its header', '')
     except InputError as error:
         raise _damaged(path, str(error).rstrip('. ')) from None
     if not isinstance(header, dict):

@@ -26,6 +26,7 @@ from mossjax.files import read_json
 READERS = {'.safetensors': TensorFile, '.bin': TorchReader, '.pt': TorchReader, '.pth': TorchReader}
 # Of a directory; safetensors are preferred, they hold nothing but tensors.
 _FORMATS = ('safetensors', 'bin')
+_NAME = re.compile(r'[\w][\w .+=@-]{0,60}')  # fits any file system, in any letters
 _POINTER = b'version https://git-lfs'
 _SHARD = r'-(\d+)-of-(\d+)'
 
@@ -161,6 +162,11 @@ def _open_layout(layout: _Layout, directory: Path, stem: str) -> WeightFiles:
             'names other files. Remove the stale one.'
         )
     if index:
+        if unnamed := sorted(set(layout.shards.values()) - set(_read_index(index).values())):
+            raise InputError(
+                f'{paths.printable(index)}: does not name {values.listed(unnamed, 2)}, which lies '
+                'beside it. Download index and shards from the same revision.'
+            )
         return _open_index(index)
     if layout.single and layout.shards:
         raise InputError(
@@ -251,7 +257,7 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f'{where}: no "weight_map" in it. Download the index again.')
     for file in weight_map.values():
-        if not isinstance(file, str) or file in ('', '.', '..') or Path(file).name != file:
+        if not isinstance(file, str) or not _NAME.fullmatch(file) or Path(file).name != file:
             raise InputError(
                 f'{where}: names the file {values.shown(file)} outside its own directory. Do not '
                 'use this index; download it again from its publisher.'

@@ -157,14 +157,14 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Parsed lines; a last line without its newline was torn by an interruption and left out."""
-    with path.open(encoding='utf-8') as lines:
+    with path.open('rb') as lines:
         for number, line in enumerate(lines, 1):
-            if not line.endswith('\n'):
+            if not line.endswith(b'\n'):
                 return
             yield _checked(line, f'{path}:{number}')
 
 
-def _checked(line: str, where: str) -> dict[str, Any]:
+def _checked(line: bytes, where: str) -> dict[str, Any]:
     """The object of a line, `version` and `offset` included where they are left out."""
     remedy = 'tokenize the recordings anew'
     fields = values.parse_json(line, where, f'{remedy.capitalize()}.')

@@ -87,6 +87,9 @@ REFUSED = {
     'a missing shard of an index': ({'model.safetensors.index.json': index(SHARDS),
                                      'model-00001-of-00002.safetensors': A},
                                     'shard model-00002-of-00002.safetensors is not there'),
+    'a shard that the index leaves out': (
+        {**SHARDS, 'model.safetensors.index.json': index({'model-00001-of-00002.safetensors': A})},
+        'does not name model-00002-of-00002.safetensors'),
     'a tensor in two shards': ({'model-00001-of-00002.safetensors': A,
                                 'model-00002-of-00002.safetensors': A}, "'a' is in another shard"),
     'two variants': ({'model.fp16.safetensors': A, 'model.bf16.safetensors': A},
