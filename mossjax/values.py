@@ -90,8 +90,8 @@ def parse_json(text: str | bytes, where: str, remedy: str = 'Download it again.'
     """
     try:
         return json.loads(
-            text if isinstance(text, str) else text.decode(), parse_constant=_refuse_constant, parse_float=_float, parse_int=_int,
-            object_pairs_hook=_without_duplicates,
+            text if isinstance(text, str) else text.decode(), parse_constant=_refuse_constant,
+            parse_float=_float, parse_int=_int, object_pairs_hook=_without_duplicates,
         )
     except RecursionError:
         raise InputError(f'{where}: nested too deep to be read. {remedy}') from None

@@ -119,12 +119,11 @@ def _target(path: str):
 
 
 def _export_adapter(source, target: str) -> None:
-    from mossjax.convert import kinds, peft, qwen3
-    from mossjax.models.lm.config import LMConfig
+    from mossjax.convert import peft, qwen3
 
     if source.adapters is None:
         raise InputError(f'{source.path} has no adapters; give the workdir of a LoRA run')
-    config = LMConfig.from_hf(source.kind.configs[kinds.CONFIG], where=str(source.path))
+    config = source.kind.config
     rename = (lambda name: qwen3.text_name(name, config)) if _TEXT_SIDE.value else (lambda n: n)
     peft.save(target, source.adapters, rename)
     lora = source.adapters.lora

@@ -34,7 +34,7 @@ def open_flow(codec_dir: str | Path, stem: str = 'flow') -> tuple[FlowConfig, di
     path, weights = _open_weights(directory, stem)
     table, shapes = flow_rules(), flow_network(config).shapes
     tensors = names.fitted(weights, rules.expected_tensors(table, shapes), str(path))
-    rules.check(table, tensors.shapes, shapes, where=str(path))
+    rules.check(table, tensors.shapes, shapes, where=str(path), dtypes=tensors.dtypes)
     params = rules.to_params(table, lambda name: tensors.read(name).astype('float32'), shapes)
     return config, params
 

@@ -44,6 +44,7 @@ def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
     rules.check(
         table, tensors.shapes, shapes, where=str(root),
         ignore=tokenizer_rules.unused(prefix, config.layers, config.encoder_layers),
+        dtypes=tensors.dtypes,
     )
     return config, rules.to_params(table, tensors.read, shapes)
 
@@ -85,7 +86,8 @@ def open_recogniser(directory) -> tuple[TokenizerConfig, dict, Codebook]:
     shapes = describe(lambda rngs: Recogniser(config, {'text': TextDecoder}, rngs=rngs)).shapes
     buffers = [f'{prefix}{name}' for name in ('codebook.weight', 'ema_count', 'ema_weight')]
     rules.check(
-        table, tensors.shapes, shapes, where=str(root), ignore=[*buffers, r'proj_out\.weight']
+        table, tensors.shapes, shapes, where=str(root), dtypes=tensors.dtypes,
+        ignore=[*buffers, r'proj_out\.weight'],
     )
     matrix = (config.codes, config.d)
     for name, shape in zip(buffers, (matrix, matrix[:1], matrix), strict=True):

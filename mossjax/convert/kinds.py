@@ -30,7 +30,6 @@ from mossjax.convert.source import (
 from mossjax.convert.weight_files import Tensors, open_tensors
 from mossjax.errors import InputError
 from mossjax.files import read_json
-from mossjax.models.lm.config import LMConfig
 
 
 def open_source(path: str | Path, changes: Mapping | None = None) -> Source:
@@ -86,9 +85,9 @@ def _open_language_model(path: Path, content: dict) -> Source:
     kind, files = language_model(content, str(path / CONFIG)), open_tensors(path)
     expected = rules.expected_tensors(kind.rules, kind.network.shapes)
     tensors = names.fitted(files, expected, str(path))
-    doubts = size_doubts(LMConfig.from_hf(content), tensors.shapes)
     rules.check(
-        kind.rules, tensors.shapes, kind.network.shapes, where=str(path), doubts=doubts
+        kind.rules, tensors.shapes, kind.network.shapes, where=str(path),
+        doubts=size_doubts(kind.config, tensors.shapes), dtypes=tensors.dtypes,
     )
     return Source(path, ORBAX, kind, tensors, **listing(path, files.files))
 
@@ -119,6 +118,7 @@ def _open_tokenizer(path: Path) -> Source:
     rules.check(
         kind.rules, tensors.shapes, kind.network.shapes, where=str(path),
         ignore=tokenizer_rules.unused(prefix, config.layers, config.encoder_layers),
+        dtypes=tensors.dtypes,
     )
     expected = rules.expected_tensors(kind.rules, kind.network.shapes)
     unused = tuple(name for name in tensors.shapes if name not in expected)
@@ -159,9 +159,8 @@ def text_side(source: Source) -> Source:
     """
     if source.kind.name != LANGUAGE_MODEL:
         raise InputError(f'{source.path} is no language model: it has no text side')
-    config = LMConfig.from_hf(source.kind.configs[CONFIG], where=str(source.path))
-    tensors = qwen3.TextSide(source.tensors, config)
-    content = qwen3.qwen_config(config, tensors.dtypes['lm_head.weight'].name)
+    tensors = qwen3.TextSide(source.tensors, source.kind.config)
+    content = qwen3.qwen_config(source.kind.config, tensors.dtypes['lm_head.weight'].name)
     kind = dataclasses.replace(
         source.kind, name='qwen3', order=qwen3.module_order, configs={CONFIG: content},
         rules=TEXT_RULES,

@@ -67,10 +67,12 @@ def open_orbax(root: Path, path: Path) -> Source:
     own = {name: shape for name, shape in tensors.shapes.items() if name not in unused}
     doubts = ''
     if kind.name == LANGUAGE_MODEL:
-        doubts = size_doubts(LMConfig.from_hf(kind.configs[CONFIG], where=where), own)
-    rules.check(kind.rules, own, kind.network.shapes, where=where, doubts=doubts)
+        doubts = size_doubts(kind.config, own)
+    rules.check(
+        kind.rules, own, kind.network.shapes, where=where, doubts=doubts, dtypes=tensors.dtypes
+    )
     if converted and kind.name == LANGUAGE_MODEL and (path / CONFIG).is_file():
-        _check_beside(path, kind, where)
+        _check_beside(path, kind)
     if 'lora' in model:
         adapters = peft.Adapters.stored(root, step, model['lora'], kind.network)
         tensors = peft.Merged(tensors, kind.rules, adapters)
@@ -120,12 +122,14 @@ def _kind(model: Mapping, where: str) -> Kind:
     return speech_tokenizer(*found, model['prefix'])
 
 
-def _check_beside(path: Path, kind: Kind, where: str) -> None:
+def _check_beside(path: Path, kind: Kind) -> None:
     """Refuses a config.json that says something else than the checkpoint beside it."""
-    beside = LMConfig.from_hf(read_json(path / CONFIG), where=str(path / CONFIG))
-    own = LMConfig.from_hf(kind.configs[CONFIG], where=where)
+    content = read_json(path / CONFIG)
+    if content == kind.configs[CONFIG]:
+        return
+    beside = LMConfig.from_hf(content, where=str(path / CONFIG))
     for field in dataclasses.fields(LMConfig):
-        said, meant = getattr(beside, field.name), getattr(own, field.name)
+        said, meant = getattr(beside, field.name), getattr(kind.config, field.name)
         if field.compare and field.name != 'dtype' and said != meant:
             raise InputError(
                 f'{path / CONFIG}: {field.name} is {said!r}, but the checkpoint beside it was '

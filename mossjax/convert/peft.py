@@ -201,13 +201,17 @@ def load(directory: str | Path, shapes: Mapping) -> Adapters:
             f'{directory}: {WEIGHTS} has adapters of {values.listed(unasked, 2)}, which '
             f'target_modules in {CONFIG} leaves out; take both files from one download'
         )
+    for rule, stack in stacks.items():
+        source = rule.op.source_shape(tuple(flat_shapes[rule.path].shape)[rule.depth :])
+        for module in stack.values():
+            _check_shapes(directory, file, module, config.rank(module), source)
     rank = max(config.rank(module) for module in modules)
     scales = {config.scale(module) for module in modules}
     scale = scales.pop() if len(scales) == 1 else 1.0
     flat = {}
     for rule, stack in stacks.items():
         shape = tuple(flat_shapes[rule.path].shape)
-        flat |= _stacked(rule, shape, rank, stack, _Reader(directory, config, file, scale))
+        flat |= _stacked(rule, shape, rank, stack, _Reader(config, file, scale))
     adapters = Adapters(Lora(rank, scale * rank, ('x',)), flat)
     lora = dataclasses.replace(adapters.lora, targets=tuple(adapters.targets))
     return dataclasses.replace(adapters, lora=lora)
@@ -235,28 +239,32 @@ def _check_names(directory: Path, config: AdapterConfig, found: Mapping, wanted:
         )
 
 
+def _check_shapes(
+    directory: Path, file: Tensors, module: str, rank: int, source: tuple[int, int]
+) -> None:
+    """Raises InputError unless A is (rank, in) and B (out, rank) of a weight (out, in)."""
+    wanted = (rank, source[1]), (source[0], rank)
+    for name, want in zip(_tensors(module), wanted, strict=True):
+        if file.shapes[name] != want or file.dtypes[name].kind not in 'fV':
+            raise InputError(
+                f'{directory}: {name} is {file.shapes[name]} of {file.dtypes[name]}, this model '
+                f'wants {want} of floats'
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     """A and B of modules as float32, B times what its scale differs from the common one."""
 
-    directory: Path
     config: AdapterConfig
     file: Tensors
     scale: float
 
-    def pair(self, module: str, source: tuple[int, int], rank: int) -> tuple[np.ndarray, ...]:
-        """(A^T (in, rank), B^T (rank, out)) of a module whose weight is `source` (out, in)."""
-        own = self.config.rank(module)
-        wanted = ((own, source[1]), (source[0], own))
-        for name, want in zip(_tensors(module), wanted, strict=True):
-            if self.file.shapes[name] != want or self.file.dtypes[name].kind not in 'fV':
-                raise InputError(
-                    f'{self.directory}: {name} is {self.file.shapes[name]} of '
-                    f'{self.file.dtypes[name]}, this model wants {want} of floats'
-                )
+    def pair(self, module: str, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """(A^T (in, rank), B^T (rank, out)) of a module, filled up with zeros."""
         a, b = (self.file.read(name).astype(np.float32).T for name in _tensors(module))
         b = b * np.float32(self.config.scale(module) / self.scale)
-        empty = rank - own
+        empty = rank - self.config.rank(module)
         return np.pad(a, ((0, 0), (0, empty))), np.pad(b, ((0, empty), (0, 0)))
 
 
@@ -267,7 +275,7 @@ def _stacked(
     source = rule.op.source_shape(shape[rule.depth :])
     none = np.zeros((source[1], rank), np.float32), np.zeros((rank, source[0]), np.float32)
     pairs = [
-        reader.pair(stack[layer], source, rank) if layer in stack else none
+        reader.pair(stack[layer], rank) if layer in stack else none
         for layer in np.ndindex(shape[: rule.depth])
     ]
     downs, ups = zip(*pairs, strict=True)

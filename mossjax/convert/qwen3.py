@@ -89,13 +89,13 @@ class QwenStart:
         used = {*self._source.values()} | ({'lm_head.weight'} if self.tied else set())
         stray = {n: s for n, s in stored.items() if n not in used}
         fresh = {name: expected[name] for name in FRESH}
-        rules.check(LM_RULES, {**found, **fresh, **stray}, shapes, where='Qwen3 checkpoint')
-        dtype = tensors.dtypes['model.embed_tokens.weight']
         self.shapes = dict(expected)
-        self.dtypes = {
-            name: dtype if name in FRESH else tensors.dtypes[self._source[name]]
-            for name in expected
-        }
+        self.dtypes = {name: tensors.dtypes[self._source[name]] for name in found}
+        self.dtypes |= dict.fromkeys(FRESH, self.dtypes.get('model.embed_tokens.weight'))
+        rules.check(
+            LM_RULES, {**found, **fresh, **stray}, shapes, where='Qwen3 checkpoint',
+            dtypes=self.dtypes,
+        )
 
     def read(self, name: str) -> np.ndarray:
         if name in FRESH:

@@ -109,6 +109,7 @@ def check(
     ignore: Iterable[str] = (),
     where: str = 'checkpoint',
     doubts: str = '',
+    dtypes: Mapping[str, np.dtype] | None = None,
 ) -> None:
     """Compares tensor names and shapes with what the network needs, before anything is read.
 
@@ -118,9 +119,10 @@ def check(
       ignore: regular expressions of tensor names that may be present and are not used.
       where: what to call the checkpoint in the message.
       doubts: keys of the configuration that are likely wrong if something is.
+      dtypes: {tensor name: dtype}; quantised weights mean nothing without their scales.
 
     Raises:
-      InputError: naming missing, unexpected and mis-shaped tensors.
+      InputError: naming missing, unexpected and mis-shaped tensors, or some that are no floats.
     """
     rules = list(rules)
     unfilled = set(flatten(shapes)) - {rule.path for rule in rules}
@@ -144,6 +146,11 @@ def check(
         raise InputError(
             f'{where}: {count} tensor(s) do not fit the configuration{doubts}: {"; ".join(said)}. '
             f'{_remedy(found)}'
+        )
+    if whole := [name for name in expected if dtypes and dtypes[name].kind not in 'fV']:
+        raise InputError(
+            f'{where}: {values.listed(whole, 2)} ({dtypes[whole[0]]}) are no floating numbers. '
+            'Quantised checkpoints are not read: use the one in float32 or bfloat16'
         )
 
 

@@ -51,7 +51,8 @@ class TensorFile:
         size = self.path.stat().st_size - self._start
         self.shapes, self.dtypes, self._begin = {}, {}, {}
         notes = header.pop('__metadata__', {})
-        if not isinstance(notes, dict) or not all(isinstance(x, str) for x in notes.values()):
+        texts = [*notes, *notes.values()] if isinstance(notes, dict) else [None]
+        if not all(isinstance(text, str) and values.is_text(text) for text in texts):
             raise _damaged(self.path, '__metadata__ in its header is no object of texts')
         for name, entry in header.items():
             self._add(name, entry, size)

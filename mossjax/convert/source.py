@@ -56,6 +56,7 @@ class Kind:
       network: shapes and logical axes of the parameters.
       order: sort key of tensor names in files.
       configs: {file name: content} of the configuration files, as stored.
+      config: what is in them.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Kind:
     network: Network
     order: Callable[[str], object]
     configs: Mapping[str, dict]
+    config: LMConfig | TokenizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +101,17 @@ class Source:
 def language_model(content: dict, where: str) -> Kind:
     """The kind of a config.json of a MOSS-Speech language model."""
     config = LMConfig.from_hf(content, where=where)
-    return Kind(LANGUAGE_MODEL, LM_RULES, network(config), module_order, {CONFIG: content})
+    return Kind(LANGUAGE_MODEL, LM_RULES, network(config), module_order, {CONFIG: content}, config)
 
 
 def speech_tokenizer(content: dict, preprocessor: dict, prefix: str) -> Kind:
     """The kind of a codec directory; `prefix` is that of its tensor names."""
-    network = codec_tokenizer.tokenizer_network(TokenizerConfig.from_hf(content, preprocessor))
+    config = TokenizerConfig.from_hf(content, preprocessor)
     configs = {CONFIG: content, PREPROCESSOR: preprocessor}
-    return Kind(TOKENIZER, tokenizer_rules.tokenizer_rules(prefix), network, str, configs)
+    return Kind(
+        TOKENIZER, tokenizer_rules.tokenizer_rules(prefix),
+        codec_tokenizer.tokenizer_network(config), str, configs, config,
+    )
 
 
 def listing(path: Path, weights: Iterable[Path]) -> dict:

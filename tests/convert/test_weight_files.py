@@ -190,6 +190,18 @@ def test_adapters_in_place_of_weights_are_recognised(model, tmp_path):
         kinds.open_source(folder)
 
 
+@pytest.mark.parametrize('dtype', [np.int8, np.int32, np.bool_])
+def test_weights_that_are_no_floats_are_refused(dtype, model, tmp_path):
+    folder = renamed(tmp_path / 'x', model, lambda n: n)
+    tensors = open_tensors(model)
+    name = 'model.text_block.layers.0.mlp.up_proj.weight'
+    write(folder / 'model.safetensors', {
+        n: tensors.read(n).astype(dtype) if n == name else tensors.read(n) for n in tensors.shapes
+    })  # fmt: skip
+    with pytest.raises(InputError, match=f'{name} .* no floating numbers. Quantised'):
+        kinds.open_source(folder)
+
+
 def test_a_network_that_is_there_twice_is_ambiguous(model):
     tensors = open_tensors(model)
     both = {f'{who}.{n}': tensors for who in ('student', 'teacher') for n in tensors.shapes}

@@ -322,7 +322,7 @@ def _codes(folder: Path) -> dict:
 
 
 def _codes_right(folder: Path, result: dict) -> bool:
-    lines = (folder / 'c.jsonl').read_text().split('\n')[:-1]
+    lines = (folder / 'c.jsonl').read_bytes().split(b'\n')[:-1]
     want = sorted(json.loads(line)['codes'] for line in lines)
     return sorted(codes for found in result.values() for codes, _ in found) == want
 

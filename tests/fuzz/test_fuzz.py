@@ -1,4 +1,4 @@
-"""Five hundred damaged files: each is read rightly or refused in one line, quickly, in little memory.
+"""Five hundred damaged files: each is read rightly, or refused in one line, under limits.
 
 Ten thousand: python -m experiments.proofs.run fuzz
 """

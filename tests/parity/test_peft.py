@@ -182,6 +182,8 @@ def edited(plain, tmp_path):
         ({'a_key_of_next_year': 0.5}, 'a_key_of_next_year is 0.5'),
         ({'use_rslora': 'yes'}, "use_rslora is 'yes', expected true or false"),
         ({'r': 10**13}, 'r is 10000000000000, expected'),
+        ({'r': 2**31 - 1, 'layers_to_transform': [0]}, 'leaves out'),
+        ({'rank_pattern': {'q_proj': 2**31 - 1}}, 'this model wants .2147483647, 32'),
         ({'r': 3.0}, r'r is 3\.0, expected a whole'),
         ({'lora_alpha': None}, "no 'lora_alpha'"),
         ({'lora_alpha': 0}, 'lora_alpha is 0'),
