@@ -4,10 +4,12 @@ Every reader of JSON, YAML, flags and configs asks here, so that no NaN, no numb
 no truth value that was meant as a number passes one of them and surprises another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
+import itertools
 import json
 import math
+import numbers
 from typing import Any
 
 from mossjax.errors import InputError
@@ -32,10 +34,10 @@ class Range:
     whole: bool = False
 
     def __contains__(self, value: Any) -> bool:
-        kinds = int if self.whole else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        kind = numbers.Integral if self.whole else numbers.Real  # numpy's scalars among them
+        if isinstance(value, bool) or not isinstance(value, kind):
             return False
-        if isinstance(value, float) and not math.isfinite(value):
+        if not isinstance(value, numbers.Integral) and not math.isfinite(value):
             return False
         if value < self.low or value > self.high:
             return False
@@ -53,11 +55,15 @@ LARGEST = 2**31 - 1
 SIZE = Range(1, LARGEST, whole=True)
 COUNT = Range(0, LARGEST, whole=True)
 SEED = Range(0, 2**32 - 1, whole=True)
+# Deeper networks do not exist, and every layer is gone through by name.
+LAYERS = Range(1, 4096, whole=True)
 # float32 must hold it, and its square where norms and variances are taken.
 NUMBER = Range(-1e18, 1e18)
 POSITIVE = Range(0, 1e18, above=True)
 NOT_NEGATIVE = Range(0, 1e18)
 SHARE = Range(0, 1)
+# Entries of a tree with everything that it names twice written out twice.
+ENTRIES = 100_000
 
 
 def number(value: Any, name: str, accepted: Range = NUMBER, remedy: str = '') -> int | float:
@@ -88,10 +94,11 @@ def range_of(field: dataclasses.Field) -> Range | None:
     return field.metadata.get('range')
 
 
-def parse_json(text: str, where: str, remedy: str = 'Download it again.') -> Any:
+def parse_json(text: str | bytes, where: str, remedy: str = 'Download it again.') -> Any:
     """JSON as the standard has it: no NaN or Infinity, no key twice, no endless nesting or digits.
 
     Args:
+      text: bytes are UTF-8.
       where: the file, or file and line, for the message.
 
     Raises:
@@ -99,22 +106,34 @@ def parse_json(text: str, where: str, remedy: str = 'Download it again.') -> Any
     """
     try:
         return json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_float, parse_int=_int,
-            object_pairs_hook=_without_duplicates,
+            text if isinstance(text, str) else text.decode(), parse_constant=_refuse_constant,
+            parse_float=_float, parse_int=_int, object_pairs_hook=_without_duplicates,
         )
     except RecursionError:
         raise InputError(f'{where}: nested too deep to be read. {remedy}') from None
+    except UnicodeDecodeError as error:
+        raise InputError(f'{where}: not text in UTF-8 ({_said(error)}). {remedy}') from None
     except ValueError as error:  # JSONDecodeError among them
         raise InputError(f'{where}: not JSON ({error}). {remedy}') from None
+
+
+def _said(error: UnicodeDecodeError) -> str:
+    return f'{error.reason} at byte {error.start}'
 
 
 def plain(value: Any, where: str) -> Any:
     """A tree of mappings, lists and scalars, as YAML or a config gives it, with numbers checked.
 
     Raises:
-      InputError: it contains itself, is nested too deep, or holds a number that is not finite.
+      InputError: it contains itself, is nested too deep, has too many entries once what it shares
+        is written out, or holds a number that is not finite.
     """
-    return _plain(value, where, ())
+    return _plain(value, where, (), itertools.count())
+
+
+def is_text(value: str) -> bool:
+    """Whether all of it can be written in UTF-8: JSON can spell halves of characters."""
+    return not any('\ud800' <= letter <= '\udfff' for letter in value)
 
 
 def shown(value: Any) -> str:
@@ -125,17 +144,32 @@ def shown(value: Any) -> str:
     return text if len(text) <= 2 * SHOWN else f'{text[: 2 * SHOWN]}...'
 
 
-def _plain(value: Any, where: str, above: tuple[int, ...]) -> Any:
+def listed(names: Iterable, most: int = 8) -> str:
+    """Names for a message: the first of them, and how many more there are."""
+    names = [str(name)[: 4 * SHOWN] for name in names]
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
+
+
+def _plain(value: Any, where: str, above: tuple[int, ...], entries: Iterator[int]) -> Any:
+    if next(entries) >= ENTRIES:
+        raise InputError(f'{where}: more than {ENTRIES} entries; this is no configuration')
     if isinstance(value, Mapping | list | tuple):
         if id(value) in above or len(above) > 100:
             raise InputError(f'{where}: contains itself or is nested too deep; write it out')
         inside = (*above, id(value))
         if isinstance(value, Mapping):
-            return {key: _plain(v, f'{where}: {key}', inside) for key, v in value.items()}
-        return [_plain(v, f'{where}[{i}]', inside) for i, v in enumerate(value)]
+            return {
+                key: _plain(v, f'{where}: {_cut(key)}', inside, entries) for key, v in value.items()
+            }
+        return [_plain(v, f'{where}[{i}]', inside, entries) for i, v in enumerate(value)]
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number(value, where, Range(-1e300, 1e300))
     return value
+
+
+def _cut(key: Any) -> str:
+    return str(key)[: 2 * SHOWN]
 
 
 def _refuse_constant(name: str):

@@ -84,3 +84,11 @@ def test_a_tree_that_contains_itself_is_refused():
         plain({'a': [1, math.inf]}, 'x')
     shared = [1, 2]  # twice is not inside itself
     assert plain({'a': shared, 'b': shared}, 'x') == {'a': [1, 2], 'b': [1, 2]}
+
+
+def test_a_tree_that_grows_when_it_is_written_out_is_refused():
+    for leaf in ({'x': 1}, []):
+        for _ in range(40):  # 2^40 leaves
+            leaf = [leaf, leaf]
+        with pytest.raises(InputError, match='more than 100000 entries'):
+            plain(leaf, 'x')

@@ -20,7 +20,8 @@ from absl import app, flags, logging
 
 from experiments.proofs import big_checkpoint, record
 from mossjax.convert import certificate, transfer
-from mossjax.convert.safetensors_io import open_tensors
+from mossjax.convert.journal import Journal
+from mossjax.convert.weight_files import open_tensors
 from mossjax.models.lm.config import LMConfig
 
 KILLS = 5  # each way
@@ -39,7 +40,7 @@ def start(source: Path, target: Path) -> subprocess.Popen:
 
 def in_place(target: Path) -> int:
     """Tensors the journal of an unfinished conversion lists."""
-    journal = target.with_name(f'.{target.name}.converting') / transfer.Journal.NAME
+    journal = target.with_name(f'.{target.name}.converting') / Journal.NAME
     return max(0, len(journal.read_text().splitlines()) - 1) if journal.exists() else 0
 
 

@@ -21,7 +21,7 @@ from absl import app, flags, logging
 
 from experiments.proofs import big_checkpoint, record
 from mossjax.convert import certificate
-from mossjax.convert.safetensors_io import open_tensors
+from mossjax.convert.weight_files import open_tensors
 from mossjax.models.lm.config import LMConfig
 
 COPIES = 3.2  # on disk at the same time

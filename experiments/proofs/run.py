@@ -28,6 +28,7 @@ PROOFS = {
     'conversion_kills': Proof('ten kills -9 of a conversion: reruns complete, bytes right', CPU),
     'conversion_size': Proof('18 GB to Orbax and back: bytes, memory, throughput', CPU),
     'exact_resume': Proof('20 steps of the nano model = 10, kill -9, 10: bit for bit', CPU),
+    'fuzz': Proof('10,000 damaged files: read rightly or refused, under limits', CPU),
     'int8_gates': Proof('the demo meets its gates with int8 weights', CPU),
     'mutations': Proof('the tests notice wrong programs', CPU),
     'tpu_decode_step': Proof('the 9.1 B speaking step fits a v5e in int8, a v6e in bf16', CPU),

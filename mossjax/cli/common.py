@@ -9,7 +9,7 @@ import textwrap
 
 from absl import flags
 
-from mossjax import paths
+from mossjax import paths, values
 
 # How a path flag is checked before its command starts: (path, name of the flag) -> the path.
 READ_FILE, READ_FOLDER = paths.file_to_read, paths.folder_to_read
@@ -28,7 +28,7 @@ class _PathParser(flags.ArgumentParser):
 
 
 def path_flag(
-    name: str, default: str | None, help: str, check: Callable, values: flags.FlagValues,
+    name: str, default: str | None, help: str, check: Callable, flag_values: flags.FlagValues,
     required: bool = False,
 ) -> flags.FlagHolder:
     """A flag that takes a path, checked by the one rule of `paths`.
@@ -37,26 +37,54 @@ def path_flag(
       check: READ_FILE, READ_FOLDER, WRITE_FILE, WRITE_FOLDER, WRITE_FOLDER_OR_BUCKET.
     """
     return flags.DEFINE(
-        _PathParser(check), name, default, help, flag_values=values, required=required
+        _PathParser(check), name, default, help, flag_values=flag_values, required=required
     )
 
 
-def check_paths(values: flags.FlagValues) -> None:
+def check_paths(flag_values: flags.FlagValues) -> None:
     """Checks every path flag that is set; its value is then the path to use.
 
     Raises:
       InputError: of the first that is not good.
     """
-    for name in values:
-        flag = values[name]
+    for name in flag_values:
+        flag = flag_values[name]
         if isinstance(flag.parser, _PathParser) and flag.value is not None:
             flag.value = str(flag.parser.check(flag.value, f'--{flag.name}'))
 
 
-def flag_help(values: flags.FlagValues) -> str:
+class _NumberParser(flags.ArgumentParser):
+    """Takes numbers in a range; absl's own parsers let nan and numbers of any size through."""
+
+    def __init__(self, accepted: values.Range):
+        self.accepted = accepted
+        self.syntactic_help = str(accepted)
+
+    def parse(self, argument: str | int | float) -> int | float:
+        try:
+            value = int(argument) if self.accepted.whole else float(argument)
+        except (TypeError, ValueError, OverflowError):
+            value = argument
+        if value not in self.accepted:
+            raise ValueError(f'expected {self.accepted}')
+        return value
+
+
+def number_flag(
+    name: str, default: int | float | None, help: str, accepted: values.Range,
+    flag_values: flags.FlagValues,
+) -> flags.FlagHolder:
+    """A flag that takes a number in a range."""
+    return flags.DEFINE(
+        _NumberParser(accepted), name, default, help, flag_values=flag_values,
+        serializer=flags.ArgumentSerializer(),
+    )
+
+
+def flag_help(flag_values: flags.FlagValues) -> str:
     """The flags of one command in the order they were defined."""
     lines = []
-    for flag in {id(values[name]): values[name] for name in values}.values():
+    for flag in {id(flag_values[name]): flag_values[name] for name in flag_values}.values():
         default = '' if flag.default is None else f' (default: {flag.default_as_str})'
         lines.append(f'  --{flag.name}')
         lines += textwrap.wrap(

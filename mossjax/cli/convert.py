@@ -25,10 +25,12 @@ Examples:
   mossjax convert --adapter runs/lora adapter
 """
 
+import pathlib
+
 from absl import flags
 
-from mossjax import paths
-from mossjax.cli.common import READ_FILE, READ_FOLDER, path_flag
+from mossjax import paths, values
+from mossjax.cli.common import READ_FILE, READ_FOLDER, number_flag, path_flag
 from mossjax.errors import InputError
 
 FLAGS = flags.FlagValues()
@@ -46,7 +48,8 @@ _CONFIG = path_flag(
 )  # fmt: skip
 _COMPANIONS = path_flag(
     'companions', None, 'Directory with the files that belong beside the weights (tokenizer.json, '
-    'generation_config.json, ...), for checkpoints of training runs, which have none.',
+    'generation_config.json, the flow/ of a codec, ...), for checkpoints of training runs, which '
+    'have none.',
     READ_FOLDER, FLAGS,
 )  # fmt: skip
 _TEXT_SIDE = flags.DEFINE_bool(
@@ -61,10 +64,10 @@ _CERTIFICATE = flags.DEFINE_bool(
     'certificate', True, 'Hash, describe and read back every tensor; --nocertificate is quicker.',
     flag_values=FLAGS,
 )  # fmt: skip
-_SHARD_GB = flags.DEFINE_float(
-    'shard_gb', 5.0, 'Largest file of a Hugging Face directory, in 10^9 bytes.', lower_bound=0.001,
-    flag_values=FLAGS,
-)  # fmt: skip
+_SHARD_GB = number_flag(
+    'shard_gb', 5.0, 'Largest file of a Hugging Face directory, in 10^9 bytes.',
+    values.Range(0.001, 1e6), FLAGS,
+)
 
 
 def main(args: list[str]) -> int | None:
@@ -93,6 +96,13 @@ def main(args: list[str]) -> int | None:
     paper = transfer.convert(source, args[1], options, progress_bar)
     if source.left:
         print(f'left behind: {", ".join(source.left)}')
+    if source.kind.name == kinds.TOKENIZER and not any(
+        pathlib.Path(name).name == kinds.DECODER for name in source.files
+    ):
+        print(
+            f'{args[1]} has no {kinds.DECODER}/ and can hear, not speak; --companions CODEC takes '
+            'the decoder of another codec along'
+        )
     proved = f', all read back equal; {args[1]}/certificate.json' if paper else ''
     print(f'{args[1]}: {count} tensors{proved}')
     return None
@@ -109,12 +119,11 @@ def _target(path: str):
 
 
 def _export_adapter(source, target: str) -> None:
-    from mossjax.convert import kinds, peft, qwen3
-    from mossjax.models.lm.config import LMConfig
+    from mossjax.convert import peft, qwen3
 
     if source.adapters is None:
         raise InputError(f'{source.path} has no adapters; give the workdir of a LoRA run')
-    config = LMConfig.from_hf(source.kind.configs[kinds.CONFIG], where=str(source.path))
+    config = source.kind.config
     rename = (lambda name: qwen3.text_name(name, config)) if _TEXT_SIDE.value else (lambda n: n)
     peft.save(target, source.adapters, rename)
     lora = source.adapters.lora

@@ -23,7 +23,8 @@ import pathlib
 
 from absl import flags
 
-from mossjax.cli.common import READ_FOLDER, WRITE_FOLDER, path_flag
+from mossjax import values
+from mossjax.cli.common import READ_FOLDER, WRITE_FOLDER, number_flag, path_flag
 from mossjax.errors import InputError
 
 FLAGS = flags.FlagValues()
@@ -31,10 +32,10 @@ _OUT = path_flag(
     'out', 'demo-output', 'Folder to write to; files of the same names are replaced.',
     WRITE_FOLDER, FLAGS,
 )
-_QUESTIONS = flags.DEFINE_integer(
+_QUESTIONS = number_flag(
     'questions', None, 'Questions to ask of each kind of fact instead of all. With fewer than 100 '
-    'the gates are not judged.', flag_values=FLAGS,
-)  # fmt: skip
+    'the gates are not judged.', values.SIZE, FLAGS,
+)
 _ASSETS = path_flag(
     'assets', None, 'Directory of another packed checkpoint (experiments.nano.ship writes one).',
     READ_FOLDER, FLAGS,
@@ -51,8 +52,6 @@ _CHECK = flags.DEFINE_bool(
 def main(args: list[str]) -> int | None:
     if args:
         raise InputError(f'stray argument {args[0]!r}; --out names the folder to write to')
-    if _QUESTIONS.value is not None and _QUESTIONS.value < 1:
-        raise InputError(f'--questions {_QUESTIONS.value}: ask at least one')
     import tqdm
 
     from mossjax.convert.int8 import int8

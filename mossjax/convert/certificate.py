@@ -14,17 +14,21 @@ both sides of a conversion.
 
 from collections.abc import Callable, Iterable, Mapping
 import hashlib
-import json
+import math
 from pathlib import Path
 import re
 
 import ml_dtypes
 import numpy as np
 
+from mossjax import paths, values
 from mossjax.convert.safetensors_writer import blocks
 from mossjax.errors import InputError
+from mossjax.files import read_json
 
 NAME = 'certificate.json'
+# What is said of a tensor.
+FIELDS = ('dtype', 'shape', 'sha256', 'min', 'max', 'mean', 'std', 'non_finite')
 BLOCK_BYTES = 16 * 2**20
 _COMMIT = re.compile(r'[0-9a-f]{40}')
 
@@ -36,21 +40,24 @@ def describe(tensor: np.ndarray) -> dict:
     low, high = np.inf, -np.inf
     for block in blocks(tensor, BLOCK_BYTES):
         digest.update(block.reshape(-1).view(np.uint8).data)
-        values = _float32(block)
-        finite = np.isfinite(values)
+        part = _float32(block)
+        finite = np.isfinite(part)
         if not finite.all():
-            non_finite += int(values.size - finite.sum())
-            values = values[finite]
-        if values.size:
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-            count += values.size
-            total += float(values.sum(dtype=np.float64))
-            squares += float(np.dot(*[values.reshape(-1).astype(np.float64)] * 2))
+            non_finite += int(part.size - finite.sum())
+            part = part[finite]
+        if part.size:
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+            count += part.size
+            with np.errstate(over='ignore'):  # of float64; what comes of it is left out below
+                total += float(part.sum(dtype=np.float64))
+                squares += float(np.dot(*[part.reshape(-1).astype(np.float64)] * 2))
     mean = total / count if count else 0.0
+    variance = squares / count - mean * mean if count else 0.0
     return {
         'dtype': tensor.dtype.name, 'shape': list(tensor.shape), 'sha256': digest.hexdigest(),
-        'min': low if count else None, 'max': high if count else None, 'mean': mean,
-        'std': max(squares / count - mean**2, 0.0) ** 0.5 if count else 0.0,
+        'min': low if count else None, 'max': high if count else None,
+        'mean': mean if math.isfinite(mean) else None,
+        'std': max(variance, 0.0) ** 0.5 if math.isfinite(variance) else None,
         'non_finite': non_finite,
     }  # fmt: skip
 
@@ -85,7 +92,7 @@ def revision_of(directory: Path) -> str | None:
     if resolved.parent.name == 'snapshots' and _COMMIT.fullmatch(resolved.name):
         return resolved.name
     for record in sorted((directory / '.cache' / 'huggingface' / 'download').glob('*.metadata')):
-        first = record.read_text().partition('\n')[0].strip()
+        first = record.read_text(errors='replace').partition('\n')[0].strip()
         if _COMMIT.fullmatch(first):
             return first
     return None
@@ -97,19 +104,31 @@ def load(directory: Path) -> dict:
       InputError: there is none, or it is damaged.
     """
     path = directory / NAME
-    try:
-        content = json.loads(path.read_text())
-        for part in ('tensors', 'made', 'source'):
-            if not isinstance(content[part], dict):
-                raise TypeError(part)
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         raise InputError(
-            f'{path}: no such file; only directories that mossjax convert wrote (without '
-            '--nocertificate) can be verified'
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path} is damaged ({error!r}); convert again') from None
+            f'{paths.printable(path)}: no such file; only directories that mossjax convert wrote '
+            '(without --nocertificate) can be verified'
+        )
+    content = read_json(path)
+    for name, kind in _PARTS.items():
+        found = content
+        for key in name.split('.'):
+            found = found.get(key) if isinstance(found, dict) else None
+        entries = found.values() if name in _OF_OBJECTS and isinstance(found, dict) else ()
+        if not isinstance(found, kind) or not all(isinstance(entry, dict) for entry in entries):
+            raise InputError(
+                f'{paths.printable(path)} is damaged ({name} is {values.shown(found)}); convert '
+                'again'
+            )
     return content
+
+
+# What is read of a certificate, and what it must be.
+_PARTS = {
+    'tensors': dict, 'source': dict, 'source.files': dict, 'made': dict, 'made.choices': dict,
+    'made.cast': str,
+}
+_OF_OBJECTS = ('tensors', 'source.files')
 
 
 def compare(

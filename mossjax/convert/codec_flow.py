@@ -1,12 +1,14 @@
 """The flow decoder's half of a codec directory: `flow/config.yaml` and `flow/flow.*`."""
 
+import os
 from pathlib import Path
 
-from mossjax.convert import rules, safetensors_io
+from mossjax.convert import names, rules, safetensors_io
+from mossjax.convert.flow_config import read_config, write_config
 from mossjax.convert.flow_rules import flow_rules
-from mossjax.convert.torch_reader import TorchReader
+from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
-from mossjax.models.flow.config import FlowConfig, read_config, released, write_config
+from mossjax.models.flow.config import FlowConfig, released
 from mossjax.models.flow.model import FlowDecoder
 from mossjax.nn.param import Network, describe
 
@@ -28,20 +30,20 @@ def open_flow(codec_dir: str | Path, stem: str = 'flow') -> tuple[FlowConfig, di
     """
     directory = Path(codec_dir) / 'flow'
     config_file = directory / 'config.yaml'
-    config = read_config(config_file) if config_file.exists() else released()
-    path, tensors = _open_weights(directory, stem)
+    config = read_config(config_file) if os.path.lexists(config_file) else released()
+    path, weights = _open_weights(directory, stem)
     table, shapes = flow_rules(), flow_network(config).shapes
-    rules.check(table, tensors.shapes, shapes, where=str(path))
+    tensors = names.fitted(weights, rules.expected_tensors(table, shapes), str(path))
+    rules.check(table, tensors.shapes, shapes, where=str(path), dtypes=tensors.dtypes)
     params = rules.to_params(table, lambda name: tensors.read(name).astype('float32'), shapes)
     return config, params
 
 
 def _open_weights(directory: Path, stem: str):
     safe, torch = directory / f'{stem}.safetensors', directory / f'{stem}.pt'
-    if safe.exists():
-        return safe, safetensors_io.open_tensors(safe)
-    if torch.exists():
-        return torch, TorchReader(torch)
+    for path in (safe, torch):
+        if os.path.lexists(path):
+            return path, open_tensors(path)
     raise InputError(
         f'{directory}: neither {safe.name} nor {torch.name}; '
         'pass the codec directory that holds the decoder (with the folder flow/ in it)'

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossjax.convert import rules, safetensors_io, tokenizer_rules
+from mossjax import values
+from mossjax.convert import names, rules, safetensors_io, tokenizer_rules
+from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
 from mossjax.files import read_json, replacing
 from mossjax.models.tokenizer import quantizer
@@ -36,30 +38,36 @@ def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
         missing, unexpected or of the wrong shape.
     """
     root = pathlib.Path(codec_dir)
-    config, tensors, prefix = open_files(root)
+    config, tensors, prefix, _ = open_files(root)
     table = tokenizer_rules.tokenizer_rules(prefix)
     shapes = tokenizer_network(config).shapes
     rules.check(
         table, tensors.shapes, shapes, where=str(root),
         ignore=tokenizer_rules.unused(prefix, config.layers, config.encoder_layers),
+        dtypes=tensors.dtypes,
     )
     return config, rules.to_params(table, tensors.read, shapes)
 
 
 def open_files(root: pathlib.Path):
-    """(config, lazy tensors, prefix of the tokenizer's tensors) of a codec directory."""
+    """(config, lazy tensors, prefix of the tokenizer's tensors, weight files) of a codec.
+
+    Raises:
+      InputError: as `open_tokenizer`, of all but the tensors' shapes.
+    """
     config = TokenizerConfig.from_hf(read_json(root / CONFIG), read_json(root / PREPROCESSOR))
-    tensors = safetensors_io.open_tensors(root)
+    weights = open_tensors(root)
+    tensors = names.unwrapped(weights)
     prefix = next(
         (p for p in tokenizer_rules.PREFIXES if f'{p}codebook.weight' in tensors.shapes), None
     )
     if prefix is None:
-        names = ' or '.join(f'{p}codebook.weight' for p in tokenizer_rules.PREFIXES)
+        wanted = ' or '.join(f'{p}codebook.weight' for p in tokenizer_rules.PREFIXES)
         raise InputError(
-            f'{root}: no tensor is called {names}, so this is no Whisper-VQ tokenizer; '
-            'give the directory of the MOSS-Speech codec'
+            f'{root}: no tensor is called {wanted}, so this is no Whisper-VQ tokenizer (there are '
+            f'{values.listed(tensors.shapes, 4)}); give the directory of the MOSS-Speech codec'
         )
-    return config, tensors, prefix
+    return config, tensors, prefix, weights.files
 
 
 def open_recogniser(directory) -> tuple[TokenizerConfig, dict, Codebook]:
@@ -73,12 +81,13 @@ def open_recogniser(directory) -> tuple[TokenizerConfig, dict, Codebook]:
       InputError: as `open_tokenizer`.
     """
     root = pathlib.Path(directory)
-    config, tensors, prefix = open_files(root)
+    config, tensors, prefix, _ = open_files(root)
     table = tokenizer_rules.recogniser_rules(prefix, 'model.decoder.', config.layers)
     shapes = describe(lambda rngs: Recogniser(config, {'text': TextDecoder}, rngs=rngs)).shapes
     buffers = [f'{prefix}{name}' for name in ('codebook.weight', 'ema_count', 'ema_weight')]
     rules.check(
-        table, tensors.shapes, shapes, where=str(root), ignore=[*buffers, r'proj_out\.weight']
+        table, tensors.shapes, shapes, where=str(root), dtypes=tensors.dtypes,
+        ignore=[*buffers, r'proj_out\.weight'],
     )
     matrix = (config.codes, config.d)
     for name, shape in zip(buffers, (matrix, matrix[:1], matrix), strict=True):
@@ -107,7 +116,7 @@ def open_trained(directory, config: TokenizerConfig) -> tuple[dict, Codebook]:
       InputError: as `open_tokenizer`, or the network is another one.
     """
     root = pathlib.Path(directory)
-    found, tensors, _ = open_files(root)
+    found, tensors, *_ = open_files(root)
     sizes = ('d', 'heads', 'ffn', 'layers', 'mels', 'positions', 'pool', 'codes')
     if wrong := [n for n in sizes if getattr(found, n) != getattr(config, n)]:
         raise InputError(

@@ -1,8 +1,10 @@
 """Tensor names of the language model's checkpoint (446 in the released one)."""
 
+from collections.abc import Mapping
 import re
 
 from mossjax.convert.rules import IDENTITY, MERGE_HEADS, SPLIT_HEADS, TRANSPOSE, Rule
+from mossjax.models.lm.config import LMConfig
 
 LAYER = (
     ('input_layernorm', 'attn_norm/scale', IDENTITY),
@@ -58,3 +60,29 @@ def module_order(name: str) -> tuple:
     module = next(i for i, m in enumerate(_MODULES) if name.startswith(m))
     layer = re.search(r'\.layers\.(\d+)\.(.*)\.weight', name)
     return (module, int(layer[1]), _PARTS.index(layer[2])) if layer else (module, 0, 0)
+
+
+# Key of config.json: a tensor one of whose axes has that size, and the axis.
+_SIZES = {
+    'vocab_size': ('model.embed_tokens.weight', 0),
+    'hidden_size': ('model.embed_tokens.weight', 1),
+    'audio_vocab_size': ('model.audio_embed.weight', 0),
+    'intermediate_size': ('model.shared_block.layers.0.mlp.gate_proj.weight', 0),
+    'head_dim': ('model.shared_block.layers.0.self_attn.q_norm.weight', 0),
+}
+_STACKS = {'num_shared_layers': 'shared_block', 'num_modality_layers': 'text_block'}
+
+
+def size_doubts(config: LMConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Which keys of a configuration its weights contradict, '' if none does."""
+    found = {
+        key: shapes[name][axis] for key, (name, axis) in _SIZES.items()
+        if len(shapes.get(name, ())) > axis
+    }
+    for key, module in _STACKS.items():
+        layers = {re.match(rf'model\.{module}\.layers\.(\d+)\.', name) for name in shapes}
+        found[key] = len({match[1] for match in layers if match})
+    return ', '.join(
+        f'{key} is {getattr(config, key)} there and {size} in the weights'
+        for key, size in found.items() if size and getattr(config, key) != size
+    )

@@ -49,7 +49,9 @@ class OrbaxTensors:
             path.removeprefix(inside): x for path, x in self._found('params').items()
             if path.startswith(inside)
         }
-        found |= {path: self._found(item)[name] for path, (item, name) in self._beside.items()}
+        for path, (item, name) in self._beside.items():
+            if (extra := self._found(item).get(name)) is not None:
+                found[path] = extra
         wanted = {rule.path for rule in rules}
         _check_names(wanted, wanted & set(found) if beside else set(found), self.path)
         for rule in rules:
@@ -57,11 +59,17 @@ class OrbaxTensors:
             for layer in np.ndindex(param.shape[: rule.depth]):
                 name = rule.tensor(layer)
                 self._place[name] = rule, layer
-                self.shapes[name] = rule.op.source_shape(tuple(param.shape[rule.depth :]))
+                self.shapes[name] = _source_shape(rule, tuple(param.shape), self.path)
                 self.dtypes[name] = np.dtype(param.dtype)
 
     def _found(self, item: str) -> dict:
-        return rules_lib.flatten(checkpoint.read_shapes(self.path, self.step, item))
+        try:
+            return rules_lib.flatten(checkpoint.read_shapes(self.path, self.step, item))
+        except (ValueError, KeyError, OSError) as error:
+            raise InputError(
+                f'{self.path}, step {self.step}: its item {item} cannot be read ({error}); copy '
+                'the checkpoint again'
+            ) from error
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in the checkpoint's layout, perhaps a transposed view."""
@@ -147,6 +155,16 @@ def _slabs(shape: tuple[int, ...], itemsize: int):
     rows = max(1, SLAB_BYTES // max(1, math.prod(shape[1:]) * itemsize))
     for start in range(0, shape[0], rows):
         yield (slice(start, min(start + rows, shape[0])),)
+
+
+def _source_shape(rule: Rule, shape: tuple[int, ...], where: Path) -> tuple[int, ...]:
+    try:
+        return rule.op.source_shape(shape[rule.depth :])
+    except IndexError:
+        raise InputError(
+            f'{where}: {rule.path} has shape {shape}, which this kind of model does not have; copy '
+            'the checkpoint again'
+        ) from None
 
 
 def _check_names(wanted: set[str], found: set[str], where: Path) -> None:

@@ -14,23 +14,29 @@ from pathlib import Path
 
 import numpy as np
 
-from mossjax import checkpoint
+from mossjax import checkpoint, values
+from mossjax.convert import peft_config, safetensors_io
 from mossjax.convert import rules as rules_lib
-from mossjax.convert import safetensors_io
 from mossjax.convert.directories import new_directory
 from mossjax.convert.lm_rules import LM_RULES
-from mossjax.convert.rules import Rule
+from mossjax.convert.peft_config import AdapterConfig
+from mossjax.convert.rules import MERGE_HEADS, SPLIT_HEADS, TRANSPOSE, Rule
+from mossjax.convert.weight_files import Tensors, open_tensors
 from mossjax.errors import InputError
-from mossjax.files import read_json
-from mossjax.nn.lora import Lora
+from mossjax.models.lm.matrices import matrix
+from mossjax.nn.lora import Lora, adapt
+from mossjax.nn.param import Network
+from mossjax.parallel.sharding import check_shapes
 
-CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+STEM = 'adapter_model'
+CONFIG, WEIGHTS = 'adapter_config.json', f'{STEM}.safetensors'
 PREFIX = 'base_model.model.'
-# Settings of PEFT that change what an adapter computes, and the one value we implement.
-HONOURED = {
+# What we write beside rank, alpha and modules: plain LoRA.
+PLAIN = {
     'peft_type': 'LORA', 'bias': 'none', 'use_dora': False, 'use_rslora': False,
     'fan_in_fan_out': False, 'rank_pattern': {}, 'alpha_pattern': {}, 'modules_to_save': None,
 }  # fmt: skip
+LINEAR = (TRANSPOSE, SPLIT_HEADS, MERGE_HEADS)  # the layouts of linear maps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,16 +52,31 @@ class Adapters:
     flat: Mapping[str, np.ndarray]
 
     @classmethod
-    def stored(cls, directory: Path, step: int, settings: Mapping) -> Adapters:
-        """Those of an Orbax checkpoint, with the settings of its meta item."""
-        lora = Lora(**{**settings, 'targets': tuple(settings['targets'])})
-        shapes = rules_lib.flatten(checkpoint.read_shapes(directory, step))
-        names = [path for path in shapes if path.startswith('lora/')]
+    def stored(
+        cls, directory: Path, step: int, settings: Mapping, network: Network
+    ) -> Adapters:
+        """Those of an Orbax checkpoint, with the settings of its meta item.
+
+        Raises:
+          InputError: they do not fit the network, or the settings are none.
+        """
+        where = f'{directory}, step {step}'
+        targets = settings.get('targets') if isinstance(settings, Mapping) else None
+        good = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
+        if not good or set(settings) != {field.name for field in dataclasses.fields(Lora)}:
+            raise InputError(f'{where}: "lora" in its meta item is damaged; copy it again')
+        lora = Lora(**{**settings, 'targets': tuple(targets)})
+        shapes = {
+            path.removeprefix('lora/'): x
+            for path, x in rules_lib.flatten(checkpoint.read_shapes(directory, step)).items()
+            if path.startswith('lora/')
+        }
+        wanted = adapt(network, lora, matrix).shapes['lora']
+        check_shapes(rules_lib.unflatten(shapes), wanted, f'{where}: its adapters')
         with checkpoint.array_errors(directory):
             flat = {
-                name.removeprefix('lora/'):
-                    checkpoint.open_array(directory, name, step)[...].read().result()
-                for name in names
+                name: checkpoint.open_array(directory, f'lora/{name}', step)[...].read().result()
+                for name in shapes
             }
         return cls(lora, flat)
 
@@ -77,7 +98,7 @@ class Adapters:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Merged:
-    """Tensors with adapters worked in, one at a time; interface of `safetensors_io.TensorFile`."""
+    """Tensors with adapters worked in, one at a time; interface of `weight_files.Tensors`."""
 
     tensors: object
     rules: Sequence[Rule]
@@ -140,7 +161,7 @@ def save(
         raise InputError('no adapter belongs to this model; write the whole one')
     lora = adapters.lora
     content = {
-        **HONOURED, 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base, 'r': lora.rank,
+        **PLAIN, 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base, 'r': lora.rank,
         'lora_alpha': lora.alpha, 'lora_dropout': 0.0, 'target_modules': modules,
         'inference_mode': True,
     }  # fmt: skip
@@ -152,62 +173,112 @@ def save(
 def load(directory: str | Path, shapes: Mapping) -> Adapters:
     """Reads a PEFT directory for a model of these parameter shapes (`Network.shapes`).
 
+    Where modules have ranks or scales of their own, all get the largest rank, and the scales are
+    worked into B; layers of a stack that are not adapted get zeros.
+
     Raises:
-      InputError: a file is missing or damaged, a setting is one we do not implement, or adapters
-        do not fit the model; a stack of which only some layers are adapted is refused too.
+      InputError: a file is missing or damaged, a setting is one that is not computed (see
+        `peft_config`), or settings, weights and model do not fit together.
     """
     directory = Path(directory)
-    content = read_json(directory / CONFIG)
-    for key, only in HONOURED.items():
-        if (content.get(key) or only) != only:
-            raise InputError(
-                f'{directory / CONFIG}: {key} is {content[key]!r}, only {only!r} is implemented'
-            )
-    if not isinstance(content.get('r'), int) or not isinstance(
-        content.get('lora_alpha'), int | float
-    ):
-        raise InputError(
-            f'{directory / CONFIG} has no rank "r" or no "lora_alpha"; give a LoRA adapter'
-        )
-    file = safetensors_io.TensorFile(_weights(directory))
-    flat_shapes, flat, used = rules_lib.flatten(shapes), {}, set()
+    config, file = peft_config.read(directory / CONFIG), open_tensors(directory, STEM)
+    flat_shapes, used = rules_lib.flatten(shapes), set()
+    stacks: dict[Rule, dict[tuple[int, ...], str]] = {}
     for rule in LM_RULES:
-        shape = tuple(flat_shapes[rule.path].shape)
-        pairs, missing = [], []
-        for layer in np.ndindex(shape[: rule.depth]):
-            module = PREFIX + rule.tensor(layer).removesuffix('.weight')
-            names = [f'{module}.lora_{part}.weight' for part in 'AB']
-            (pairs if all(n in file.shapes for n in names) else missing).append(names)
-        if not pairs:
+        if rule.op not in LINEAR:
             continue
-        if missing:
-            raise InputError(
-                f'{directory}: {missing[0][0]} is missing; either all layers of a stack are '
-                'adapted or none'
-            )
-        used |= {name for names in pairs for name in names}
-        flat |= _stacked(rule, shape, content['r'], pairs, file, directory)
-    if stray := sorted(set(file.shapes) - used):
+        for layer in np.ndindex(tuple(flat_shapes[rule.path].shape)[: rule.depth]):
+            module = rule.tensor(layer).removesuffix('.weight')
+            if any(name in file.shapes for name in _tensors(module)):
+                stacks.setdefault(rule, {})[layer] = module
+                used |= set(_tensors(module))
+            elif config.adapts(module):
+                used |= set(_tensors(module))
+    _check_names(directory, config, file.shapes, used)
+    modules = [module for stack in stacks.values() for module in stack.values()]
+    if unasked := [module for module in modules if not config.adapts(module)]:
         raise InputError(
-            f'{directory}: {len(stray)} adapters do not belong to this model, e.g. {stray[0]}'
+            f'{directory}: {WEIGHTS} has adapters of {values.listed(unasked, 2)}, which '
+            f'target_modules in {CONFIG} leaves out; take both files from one download'
         )
-    adapters = Adapters(Lora(content['r'], float(content['lora_alpha']), ('x',)), flat)
+    for rule, stack in stacks.items():
+        source = rule.op.source_shape(tuple(flat_shapes[rule.path].shape)[rule.depth :])
+        for module in stack.values():
+            _check_shapes(directory, file, module, config.rank(module), source)
+    rank = max(config.rank(module) for module in modules)
+    scales = {config.scale(module) for module in modules}
+    scale = scales.pop() if len(scales) == 1 else 1.0
+    flat = {}
+    for rule, stack in stacks.items():
+        shape = tuple(flat_shapes[rule.path].shape)
+        flat |= _stacked(rule, shape, rank, stack, _Reader(config, file, scale))
+    adapters = Adapters(Lora(rank, scale * rank, ('x',)), flat)
     lora = dataclasses.replace(adapters.lora, targets=tuple(adapters.targets))
     return dataclasses.replace(adapters, lora=lora)
 
 
-def _stacked(rule: Rule, shape, rank: int, pairs, file, directory) -> dict[str, np.ndarray]:
-    """down and up of one parameter from its modules."""
+def _tensors(module: str) -> list[str]:
+    """Names of A and B of a module."""
+    return [f'{PREFIX}{module}.lora_{part}.weight' for part in 'AB']
+
+
+def _check_names(directory: Path, config: AdapterConfig, found: Mapping, wanted: set[str]) -> None:
+    """Raises InputError unless the tensors are those of the modules that are to be adapted."""
+    stray, missing = sorted(set(found) - wanted), sorted(wanted - set(found))
+    if stray or not found:
+        raise InputError(
+            f'{directory}: {len(stray)} tensors do not belong to adapters of this model, e.g. '
+            f'{values.listed(stray, 2) or "none at all"}; expected are names such as '
+            f'{_tensors("model.shared_block.layers.0.self_attn.q_proj")[0]}. Give an adapter of '
+            f'this model; another kind than plain LoRA: {peft_config.MERGE}'
+        )
+    if missing:
+        raise InputError(
+            f'{directory}: {values.listed(missing, 2)} missing, though target_modules in {CONFIG} '
+            f'(rank {config.r}) asks for them; take both files from one download'
+        )
+
+
+def _check_shapes(
+    directory: Path, file: Tensors, module: str, rank: int, source: tuple[int, int]
+) -> None:
+    """Raises InputError unless A is (rank, in) and B (out, rank) of a weight (out, in)."""
+    wanted = (rank, source[1]), (source[0], rank)
+    for name, want in zip(_tensors(module), wanted, strict=True):
+        if file.shapes[name] != want or file.dtypes[name].kind not in 'fV':
+            raise InputError(
+                f'{directory}: {name} is {file.shapes[name]} of {file.dtypes[name]}, this model '
+                f'wants {want} of floats'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """A and B of modules as float32, B times what its scale differs from the common one."""
+
+    config: AdapterConfig
+    file: Tensors
+    scale: float
+
+    def pair(self, module: str, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """(A^T (in, rank), B^T (rank, out)) of a module, filled up with zeros."""
+        a, b = (self.file.read(name).astype(np.float32).T for name in _tensors(module))
+        b = b * np.float32(self.config.scale(module) / self.scale)
+        empty = rank - self.config.rank(module)
+        return np.pad(a, ((0, 0), (0, empty))), np.pad(b, ((0, empty), (0, 0)))
+
+
+def _stacked(
+    rule: Rule, shape: tuple[int, ...], rank: int, stack: Mapping, reader: _Reader
+) -> dict[str, np.ndarray]:
+    """down and up of one parameter from its modules {layer: name}."""
     source = rule.op.source_shape(shape[rule.depth :])
-    downs, ups = [], []
-    for name_a, name_b in pairs:
-        for name, want in ((name_a, (rank, source[1])), (name_b, (source[0], rank))):
-            if file.shapes[name] != want:
-                raise InputError(
-                    f'{directory}: {name} is {file.shapes[name]}, this model wants {want}'
-                )
-        downs.append(file.read(name_a).astype(np.float32).T)
-        ups.append(file.read(name_b).astype(np.float32).T)
+    none = np.zeros((source[1], rank), np.float32), np.zeros((rank, source[0]), np.float32)
+    pairs = [
+        reader.pair(stack[layer], rank) if layer in stack else none
+        for layer in np.ndindex(shape[: rule.depth])
+    ]
+    downs, ups = zip(*pairs, strict=True)
     inputs = _inputs(rule, shape)
     lead, rest = shape[: rule.depth], shape[rule.depth :]
     return {
@@ -220,10 +291,3 @@ def _inputs(rule: Rule, shape) -> int:
     """How many axes of a parameter (layers not counted) are inputs of its linear map."""
     rest, wanted = shape[rule.depth :], rule.op.source_shape(shape[rule.depth :])[1]
     return next(i for i in range(1, len(rest)) if int(np.prod(rest[:i])) == wanted)
-
-
-def _weights(directory: Path) -> Path:
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise InputError(f'{path}: no such file. Give the directory of an adapter in safetensors.')
-    return path

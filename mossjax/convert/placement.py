@@ -54,7 +54,7 @@ def open_lm(directory: str | Path, put: Put | None = None) -> tuple[LMConfig, di
             f'{directory} holds no MOSS-Speech language model ({source.kind.name}); a Qwen3 model '
             'becomes the start of one by: mossjax convert'
         )
-    config = LMConfig.from_hf(source.kind.configs[kinds.CONFIG], where=str(directory))
+    config = source.kind.config
     return config, place(source.kind.rules, source.tensors, source.kind.network.shapes, put)
 
 

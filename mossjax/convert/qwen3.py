@@ -16,11 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossjax.convert import rules, safetensors_io
+from mossjax import values
+from mossjax.convert import names, rules
 from mossjax.convert.lm_rules import LM_RULES
+from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
 from mossjax.files import read_json
-from mossjax.models.lm.config import LMConfig
+from mossjax.models.lm import rope_settings
+from mossjax.models.lm.config import ABSENT, RANGES, LMConfig, check_layer_types
 from mossjax.models.lm.model import network
 
 # Must be equal in both configurations: none of them can be changed after training.
@@ -28,12 +31,12 @@ GEOMETRY = (
     'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
     'num_key_value_heads', 'head_dim', 'rms_norm_eps', 'rope_theta',
 )  # fmt: skip
+OPTIONAL = ('max_position_embeddings', 'initializer_range')
 VOCABULARY = {'model.embed_tokens.weight', 'text_lm_head.weight'}  # may lose their last rows
 FRESH = ('model.audio_embed.weight', 'audio_lm_head.weight')
 SUPPORTED = {
     'hidden_act': 'silu',
     'attention_bias': False,
-    'rope_scaling': None,
     'use_sliding_window': False,
 }
 
@@ -45,14 +48,14 @@ def open_start(directory: str | Path, config: LMConfig, key: jax.Array) -> QwenS
       InputError: as of `QwenStart`, or a file is missing or damaged.
     """
     qwen = read_json(Path(directory) / 'config.json')
-    return QwenStart(qwen, safetensors_io.open_tensors(directory), config, key)
+    return QwenStart(qwen, open_tensors(directory), config, key)
 
 
 class QwenStart:
     """A Qwen3 checkpoint under the tensor names of the speech model that starts from it.
 
     Attributes:
-      shapes, dtypes: as of `safetensors_io.TensorFile`, all names of the speech model.
+      shapes, dtypes: as of `weight_files.Tensors`, all names of the speech model.
       tied: Qwen3 has no head of its own; the text head starts as its embedding.
     """
 
@@ -60,7 +63,7 @@ class QwenStart:
         """
         Args:
           qwen: content of Qwen3's config.json.
-          tensors: its weights, with the interface of `safetensors_io.TensorFile`.
+          tensors: its weights, with the interface of `weight_files.Tensors`.
           config: the model to make; its vocabulary may be shorter than Qwen3's, never longer.
           key: for the fresh speech embedding and head, or a seed.
 
@@ -68,8 +71,8 @@ class QwenStart:
           InputError: the geometries do not fit, or tensors are missing or of the wrong shape.
         """
         check_geometry(qwen, config)
-        self.tied = bool(qwen.get('tie_word_embeddings', False))
-        self._tensors, self._config, self._fresh = tensors, config, None
+        self.tied = qwen.get('tie_word_embeddings', False)
+        self._config, self._fresh = config, None
         self._key = jax.random.key(key) if isinstance(key, int) else key
         shapes = network(config).shapes
         expected = rules.expected_tensors(LM_RULES, shapes)
@@ -77,6 +80,7 @@ class QwenStart:
             name: _qwen_name(_text_name(name), config.num_shared_layers, self.tied)
             for name in expected if name not in FRESH
         }  # fmt: skip
+        self._tensors = tensors = names.fitted(tensors, self._source.values(), 'Qwen3 checkpoint')
         stored = {n: tuple(s) for n, s in tensors.shapes.items()}
         found = {n: stored[source] for n, source in self._source.items() if source in stored}
         for name in VOCABULARY & set(found):
@@ -85,13 +89,13 @@ class QwenStart:
         used = {*self._source.values()} | ({'lm_head.weight'} if self.tied else set())
         stray = {n: s for n, s in stored.items() if n not in used}
         fresh = {name: expected[name] for name in FRESH}
-        rules.check(LM_RULES, {**found, **fresh, **stray}, shapes, where='Qwen3 checkpoint')
-        dtype = tensors.dtypes['model.embed_tokens.weight']
         self.shapes = dict(expected)
-        self.dtypes = {
-            name: dtype if name in FRESH else tensors.dtypes[self._source[name]]
-            for name in expected
-        }
+        self.dtypes = {name: tensors.dtypes[self._source[name]] for name in found}
+        self.dtypes |= dict.fromkeys(FRESH, self.dtypes.get('model.embed_tokens.weight'))
+        rules.check(
+            LM_RULES, {**found, **fresh, **stray}, shapes, where='Qwen3 checkpoint',
+            dtypes=self.dtypes,
+        )
 
     def read(self, name: str) -> np.ndarray:
         if name in FRESH:
@@ -112,7 +116,7 @@ class TextSide:
     """Trunk and text branch of a speech model under Qwen3's tensor names (untied).
 
     Attributes:
-      shapes, dtypes: as of `safetensors_io.TensorFile`.
+      shapes, dtypes: as of `weight_files.Tensors`.
     """
 
     def __init__(self, tensors, config: LMConfig):
@@ -131,8 +135,8 @@ def qwen_config(config: LMConfig, dtype: str) -> dict:
     kept = (*GEOMETRY, 'vocab_size', 'max_position_embeddings', 'initializer_range', 'eos_token_id')
     return {
         'architectures': ['Qwen3ForCausalLM'], 'model_type': 'qwen3', **SUPPORTED,
-        'tie_word_embeddings': False, **{key: getattr(config, key) for key in kept},
-        'dtype': dtype,
+        'rope_scaling': None, 'tie_word_embeddings': False,
+        **{key: getattr(config, key) for key in kept}, 'dtype': dtype,
     }  # fmt: skip
 
 
@@ -163,27 +167,18 @@ def speech_config(qwen: Mapping, changes: Mapping | None = None) -> LMConfig:
             f'{", ".join(fixed)} cannot be changed: they are Qwen3\'s, or no keys of config.json. '
             f'May be changed: {", ".join(sorted(names - set(GEOMETRY)))}'
         )
-    qwen = _with_theta(qwen)
-    absent = [key for key in (*GEOMETRY, 'vocab_size') if qwen.get(key) is None]
-    if absent:
-        raise InputError(f'config.json of Qwen3 lacks {", ".join(absent)}; download it again')
+    qwen = _numbers(qwen)
     released = LMConfig.released()
     modality = changes.get('num_modality_layers', released.num_modality_layers)
-    if not isinstance(modality, int):
-        raise InputError(f'num_modality_layers is {modality!r}; it must be a whole number')
-    values = {key: qwen[key] for key in GEOMETRY} | {
+    values.number(modality, 'num_modality_layers', RANGES['num_modality_layers'])
+    own = {key: qwen[key] for key in (*GEOMETRY, *OPTIONAL) if qwen.get(key) is not None} | {
         'vocab_size': min(released.vocab_size, qwen['vocab_size']),
-        'max_position_embeddings': qwen.get(
-            'max_position_embeddings', released.max_position_embeddings
-        ),
-        'initializer_range': qwen.get('initializer_range', released.initializer_range),
         'num_modality_layers': modality,
         'num_shared_layers': qwen['num_hidden_layers'] - modality,
-        'rope_theta': float(qwen['rope_theta']),
     }
     try:
-        return dataclasses.replace(released, **values | changes)
-    except (InputError, TypeError) as error:  # TypeError: a value that is no number
+        return dataclasses.replace(released, **own | changes)
+    except InputError as error:
         said = str(error).rstrip('.')
         raise InputError(
             f'a speech model cannot start from this Qwen3 as it is: {said}. Set such keys in the '
@@ -220,23 +215,21 @@ def fresh_tables(config: LMConfig, key: jax.Array, dtype) -> tuple[jax.Array, ja
 
 def check_geometry(qwen: Mapping, config: LMConfig) -> None:
     """Refuses a Qwen3 configuration whose layers could not run inside this model."""
-    qwen = _with_theta(qwen)
-    rope = qwen.get('rope_parameters') or {}
+    qwen = _numbers(qwen)
+    check_layer_types(qwen)
     faults = [
-        f'{key} is {qwen.get(key)} in Qwen3, {getattr(config, key)} here'
+        f'{key} is {qwen[key]} in Qwen3, {getattr(config, key)} here'
         for key in GEOMETRY
-        if qwen.get(key) != getattr(config, key)
+        if qwen[key] != getattr(config, key)
     ]
     faults += [
-        f'{key} is {qwen[key]!r}, only {only!r} is implemented'
-        for key, only in SUPPORTED.items()
+        f'{key} is {values.shown(qwen[key])}, only {only!r} is implemented'
+        for key, only in (SUPPORTED | ABSENT).items()
         if qwen.get(key, only) != only
     ]
-    if rope.get('rope_type', 'default') != 'default':
-        faults.append(f'rope_type is {rope["rope_type"]!r}, only default is implemented')
-    if (qwen.get('vocab_size') or 0) < config.vocab_size:
+    if qwen['vocab_size'] < config.vocab_size:
         faults.append(
-            f'vocab_size is {qwen.get("vocab_size")} in Qwen3, fewer than {config.vocab_size} here'
+            f'vocab_size is {qwen["vocab_size"]} in Qwen3, fewer than {config.vocab_size} here'
         )
     if faults:
         raise InputError(
@@ -245,9 +238,22 @@ def check_geometry(qwen: Mapping, config: LMConfig) -> None:
         )
 
 
-def _with_theta(qwen: Mapping) -> dict:
-    """Transformers 5 keeps theta among the rope parameters."""
-    return {'rope_theta': (qwen.get('rope_parameters') or {}).get('rope_theta'), **qwen}
+def _numbers(qwen: Mapping) -> dict:
+    """Qwen3's configuration with its numbers checked and theta at one place.
+
+    Raises:
+      InputError: a needed key is missing, or a value is out of range.
+    """
+    where = 'config.json of Qwen3'
+    qwen = {**qwen, 'rope_theta': rope_settings.theta(qwen)}
+    if absent := [key for key in (*GEOMETRY, 'vocab_size') if qwen.get(key) is None]:
+        raise InputError(f'{where} lacks {", ".join(absent)}; download it again')
+    for key in (*GEOMETRY, *OPTIONAL, 'vocab_size'):
+        if qwen.get(key) is not None:
+            values.number(qwen[key], f'{where}: {key}', RANGES[key])
+    if not isinstance(qwen.get('tie_word_embeddings', False), bool):
+        raise InputError(f'{where}: tie_word_embeddings is not true or false; download it again')
+    return qwen
 
 
 def _text_name(name: str) -> str:

@@ -67,7 +67,7 @@ def compare(original: kinds.Source, made: Path, cast: bool = False) -> Compariso
         return Comparison(
             {}, f'in float32 that takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free'
         )
-    config = LMConfig.from_hf(original.kind.configs[kinds.CONFIG], where=str(original.path))
+    config = original.kind.config
     text_side = kinds.is_qwen3(made)
     if text_side or kinds.is_qwen3(original.path) and not cast:
         grid = _grid(config, speech=False)

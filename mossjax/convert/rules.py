@@ -12,6 +12,7 @@ import re
 
 import numpy as np
 
+from mossjax import values
 from mossjax.errors import InputError
 
 
@@ -107,6 +108,8 @@ def check(
     *,
     ignore: Iterable[str] = (),
     where: str = 'checkpoint',
+    doubts: str = '',
+    dtypes: Mapping[str, np.dtype] | None = None,
 ) -> None:
     """Compares tensor names and shapes with what the network needs, before anything is read.
 
@@ -115,9 +118,11 @@ def check(
       shapes: nested dict of ShapeDtypeStructs (`Network.shapes`).
       ignore: regular expressions of tensor names that may be present and are not used.
       where: what to call the checkpoint in the message.
+      doubts: keys of the configuration that are likely wrong if something is.
+      dtypes: {tensor name: dtype}; quantised weights mean nothing without their scales.
 
     Raises:
-      InputError: naming every missing, unexpected and mis-shaped tensor.
+      InputError: naming missing, unexpected and mis-shaped tensors, or some that are no floats.
     """
     rules = list(rules)
     unfilled = set(flatten(shapes)) - {rule.path for rule in rules}
@@ -125,19 +130,38 @@ def check(
         raise ValueError(f'no rule fills parameters {sorted(unfilled)}')
     expected = expected_tensors(rules, shapes)
     unused = [re.compile(pattern) for pattern in ignore]
-    faults = [f'missing: {name} {shape}' for name, shape in expected.items() if name not in found]
-    for name, shape in found.items():
-        if name not in expected:
-            if not any(pattern.fullmatch(name) for pattern in unused):
-                faults.append(f'unexpected: {name} {tuple(shape)}')
-        elif tuple(shape) != expected[name]:
-            faults.append(f'wrong shape: {name} is {tuple(shape)}, expected {expected[name]}')
-    if faults:
-        shown = '\n  '.join(faults[:20]) + ('\n  ...' if len(faults) > 20 else '')
+    faults = {'missing': [], 'unexpected': [], 'wrong shape': []}
+    for name, shape in expected.items():
+        if name not in found:
+            faults['missing'].append(f'{name} {shape}')
+        elif tuple(found[name]) != shape:
+            faults['wrong shape'].append(f'{name} is {tuple(found[name])}, expected {shape}')
+    faults['unexpected'] = [
+        f'{name} {tuple(shape)}' for name, shape in found.items()
+        if name not in expected and not any(pattern.fullmatch(name) for pattern in unused)
+    ]
+    if count := sum(map(len, faults.values())):
+        said = [f'{kind}: {values.listed(names)}' for kind, names in faults.items() if names]
+        doubts = f' ({doubts})' if doubts else ''
         raise InputError(
-            f'{where}: {len(faults)} tensor(s) do not fit the configuration:\n  {shown}\n'
-            'Check that config and weights belong together and that the download is complete.'
+            f'{where}: {count} tensor(s) do not fit the configuration{doubts}: {"; ".join(said)}. '
+            f'{_remedy(found)}'
         )
+    if whole := [name for name in expected if dtypes and dtypes[name].kind not in 'fV']:
+        raise InputError(
+            f'{where}: {values.listed(whole, 2)} ({dtypes[whole[0]]}) are no floating numbers. '
+            'Quantised checkpoints are not read: use the one in float32 or bfloat16'
+        )
+
+
+def _remedy(found: Iterable[str]) -> str:
+    """What to do about tensors that do not fit, by the names there are."""
+    if any('.lora_A.' in name or '.lora_B.' in name for name in found):
+        return (
+            'These are LoRA adapters or weights that they are not merged into: give an adapter '
+            'with --adapter, or merge it with PEFT (merge_and_unload) and save the whole model.'
+        )
+    return 'Check that config and weights belong together and that the download is complete.'
 
 
 def to_params(rules: Iterable[Rule], read: Callable[[str], np.ndarray], shapes: Mapping) -> dict:

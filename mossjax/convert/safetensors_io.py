@@ -14,6 +14,7 @@ import tempfile
 import ml_dtypes
 import numpy as np
 
+from mossjax import values
 from mossjax.errors import InputError
 from mossjax.files import room_for
 
@@ -31,6 +32,8 @@ DTYPES = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_HEADER = 100 * 2**20  # bytes; the reference implementation's limit
+MAX_AXES = 16
+_OFFSET = values.Range(0, 2**62, whole=True)
 SHARD_BYTES = 5 * 10**9  # Transformers' default
 
 
@@ -47,36 +50,44 @@ class TensorFile:
         header, self._start = _read_header(self.path)
         size = self.path.stat().st_size - self._start
         self.shapes, self.dtypes, self._begin = {}, {}, {}
+        notes = header.pop('__metadata__', {})
+        texts = [*notes, *notes.values()] if isinstance(notes, dict) else [None]
+        if not all(isinstance(text, str) and values.is_text(text) for text in texts):
+            raise _damaged(self.path, '__metadata__ in its header is no object of texts')
         for name, entry in header.items():
-            if name != '__metadata__':
-                self._add(name, entry, size)
-        self._refuse_overlap()
+            self._add(name, entry, size)
+        self._check_cover(size)
 
     def _add(self, name, entry, size):
-        try:
-            code, shape = str(entry['dtype']), tuple(int(n) for n in entry['shape'])
-            begin, end = (int(n) for n in entry['data_offsets'])
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise _damaged(self.path, f'the header entry of {name!r} is malformed') from None
+        code = entry.get('dtype') if isinstance(entry, dict) else None
+        if not isinstance(code, str) or not values.is_text(name):
+            raise _damaged(self.path, f'the header entry of {values.shown(name)} is malformed')
+        shape, span = _counts(entry.get('shape'), values.COUNT), _counts(entry.get('data_offsets'))
+        if shape is None or span is None or len(span) != 2 or len(shape) > MAX_AXES:
+            raise _damaged(self.path, f'the header entry of {values.shown(name)} is malformed')
         if code not in DTYPES:
             raise InputError(
                 f'{self.path}: tensor {name!r} has dtype {code}, which is not supported; convert '
                 f'it to one of {", ".join(DTYPES)}.'
             )
-        if begin < 0 or min(shape, default=0) < 0 or (
-            end - begin != math.prod(shape) * DTYPES[code].itemsize
-        ):
+        begin, end = span
+        if end - begin != math.prod(shape) * DTYPES[code].itemsize:
             raise _damaged(self.path, f'shape and byte range of {name!r} disagree')
         if end > size:
             raise _damaged(self.path, f'it ends before tensor {name!r} does')
         self.shapes[name], self.dtypes[name], self._begin[name] = shape, DTYPES[code], begin
 
-    def _refuse_overlap(self):
+    def _check_cover(self, size: int):
+        """Every byte belongs to one tensor, as the format has it."""
         end, before = 0, ''
         for name in sorted(self._begin, key=lambda n: (self._begin[n], self._bytes(n))):
             if self._begin[name] < end and self._bytes(name):
                 raise _damaged(self.path, f'tensors {before!r} and {name!r} share bytes')
+            if self._begin[name] > end:
+                raise _damaged(self.path, f'no tensor has the bytes before {name!r}')
             end, before = max(end, self._begin[name] + self._bytes(name)), name
+        if end < size:
+            raise _damaged(self.path, f'no tensor has its last {size - end} bytes')
 
     def _bytes(self, name: str) -> int:
         return math.prod(self.shapes[name]) * self.dtypes[name].itemsize
@@ -91,60 +102,6 @@ class TensorFile:
             (math.prod(shape) * self.dtypes[name].itemsize,),
         )  # fmt: skip
         return np.asarray(raw).view(self.dtypes[name]).reshape(shape)
-
-
-class ShardedTensors:
-    """Several files behind one index, with the interface of `TensorFile`."""
-
-    def __init__(self, index: Path):
-        """Raises InputError when a shard is missing or index and shards disagree."""
-        self.path = index
-        weight_map = _read_index(index)
-        files = {}
-        for file in dict.fromkeys(weight_map.values()):
-            if not (index.parent / file).is_file():
-                raise InputError(
-                    f'{index}: shard {file} is not there. Download it into {index.parent}.'
-                )
-            files[file] = TensorFile(index.parent / file)
-        self._file = {name: files[file] for name, file in weight_map.items()}
-        for name, file in weight_map.items():
-            if name not in files[file].shapes:
-                raise InputError(
-                    f'{index}: tensor {name!r} is not in {file}, where the index places it. '
-                    'Download index and shards from the same revision.'
-                )
-        stray = [n for f in files.values() for n in f.shapes if self._file.get(n) is not f]
-        if stray:
-            raise InputError(
-                f'{index}: shards hold tensors the index does not place there: {stray[:5]}. '
-                'Download index and shards from the same revision.'
-            )
-        self.shapes = {name: f.shapes[name] for name, f in self._file.items()}
-        self.dtypes = {name: f.dtypes[name] for name, f in self._file.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self._file[name].read(name)
-
-
-def open_tensors(path: str | Path, stem: str = 'model') -> TensorFile | ShardedTensors:
-    """Opens a .safetensors file, an index, or a directory that holds `stem`.safetensors or
-    `stem`.safetensors.index.json.
-
-    Raises:
-      InputError: nothing there, or it is damaged or incomplete.
-    """
-    path = Path(path)
-    if path.is_dir():
-        single, index = path / f'{stem}.safetensors', path / f'{stem}.safetensors.index.json'
-        if single.is_file() and index.is_file():
-            raise InputError(
-                f'{path}: holds both {single.name} and {index.name}. Remove the stale one.'
-            )
-        path = index if index.is_file() else single
-    if not path.is_file():
-        raise InputError(f'{path}: no such file. Give the directory that holds the weights.')
-    return ShardedTensors(path) if path.name.endswith('.index.json') else TensorFile(path)
 
 
 def write(
@@ -251,6 +208,12 @@ def _write_atomically(path: Path, pieces) -> None:
         raise
 
 
+def _counts(value: object, accepted: values.Range = _OFFSET) -> tuple[int, ...] | None:
+    """A list of such numbers, None if it is something else."""
+    good = isinstance(value, list) and all(n in accepted for n in value)
+    return tuple(value) if good else None
+
+
 def _read_header(path: Path) -> tuple[dict, int]:
     """(JSON header, offset of the first tensor byte)."""
     size = path.stat().st_size
@@ -263,48 +226,16 @@ def _read_header(path: Path) -> tuple[dict, int]:
             raise _damaged(path, f'its header claims {length} bytes')
         text = file.read(length)
     try:
-        header = json.loads(text, object_pairs_hook=_without_duplicates)
-    except Duplicate as error:
-        raise _damaged(path, f'its header names {error} twice') from None
-    except (ValueError, RecursionError):
-        raise _damaged(path, 'its header is not JSON') from None
+        header = values.parse_json(text, 'its header', '')
+    except InputError as error:
+        raise _damaged(path, str(error).rstrip('. ')) from None
     if not isinstance(header, dict):
         raise _damaged(path, 'its header is not a JSON object')
     return header, 8 + length
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    try:
-        content = json.loads(index.read_text(), object_pairs_hook=_without_duplicates)
-        weight_map = content['weight_map']
-        files = set(weight_map.values())
-    except Duplicate as error:
-        raise InputError(f'{index}: names {error} twice. Download the index again.') from None
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise InputError(f'{index}: no "weight_map" in it. Download the index again.') from None
-    for file in files:
-        if not isinstance(file, str) or file in ('', '.', '..') or Path(file).name != file:
-            raise InputError(
-                f'{index}: names the file {file!r} outside its own directory. Do not use this '
-                'index; download it again from its publisher.'
-            )
-    return weight_map
-
-
-class Duplicate(Exception):
-    """A name that stands twice in one JSON object."""
-
-
-def _without_duplicates(pairs: list[tuple]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise Duplicate(repr(next(name for name in names if names.count(name) > 1)))
-    return found
-
-
 def _damaged(path: Path, what: str) -> InputError:
     return InputError(
         f'{path}: not a whole safetensors file: {what}. Download it again (an interrupted '
-        'download or a Git LFS pointer looks like this).'
+        'download looks like this).'
     )

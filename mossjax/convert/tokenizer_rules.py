@@ -4,8 +4,9 @@ import dataclasses
 
 from mossjax.convert.rules import IDENTITY, MERGE_HEADS, SPLIT_BIAS, SPLIT_HEADS, TRANSPOSE, Rule
 
-# Where tokenizer tensors live in a file: MOSS-Speech's release, or Whisper- and GLM-style files.
-PREFIXES = ('encoder.', 'model.encoder.')
+# Where tokenizer tensors live in a file: MOSS-Speech's release, Whisper- and GLM-style files, or
+# an encoder saved by itself.
+PREFIXES = ('encoder.', 'model.encoder.', '')
 
 
 def attention_rules(name: str, path: str) -> list[Rule]:

@@ -18,10 +18,13 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from mossjax import values
 from mossjax.errors import InputError
 
 # The pickle holds names and shapes only: a thousand tensors take 0.2 MB.
 MAX_PICKLE = 64 << 20
+MAX_AXES = 16
+_COUNT = values.Range(0, 2**62, whole=True)
 
 _STORAGES = {
     'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
@@ -31,22 +34,29 @@ _STORAGES = {
 }  # fmt: skip
 
 
+class _Fixed:
+    """What a pickle may not change once it is made: it was checked then."""
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError('it changes a finished tensor')
+
+
 @dataclasses.dataclass(frozen=True)
-class _Storage:
+class _Storage(_Fixed):
     key: str
     dtype: np.dtype
     count: int
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tensor:
+class _Tensor(_Fixed):
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-class _Inert:
+class _Inert(_Fixed):
     """A storage type standing in for torch's class of the same name; calling it is an error."""
 
     def __init__(self, dtype):
@@ -55,13 +65,13 @@ class _Inert:
 
 def _rebuild_tensor(storage, offset, shape, strides, *_ignored) -> _Tensor:
     """The arguments of torch's `_rebuild_tensor_v2`; gradients and hooks have no meaning here."""
-    good = isinstance(storage, _Storage) and all(
-        isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides)
-    )
+    good = isinstance(storage, _Storage) and all(n in _COUNT for n in (offset, *strides))
+    good = good and all(n in values.COUNT for n in shape) and len(shape) <= MAX_AXES
     if not good or len(shape) != len(strides):
         raise pickle.UnpicklingError('malformed tensor')
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= storage.count:
+    # Views that repeat elements are larger than what they view: one number can stand for 2^60.
+    if math.prod(shape) and max(last + 1, math.prod(shape)) > storage.count:
         raise pickle.UnpicklingError('a tensor reaches beyond its storage')
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -86,16 +96,18 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid):
         kind, storage, key, _device, count = pid
-        if kind != 'storage' or not isinstance(storage, _Inert) or not isinstance(key, str):
+        good = kind == 'storage' and isinstance(storage, _Inert) and isinstance(key, str)
+        if not good or count not in _COUNT:
             raise pickle.UnpicklingError('malformed storage')
-        return _Storage(key, storage.dtype, int(count))
+        return _Storage(key, storage.dtype, count)
 
 
 class TorchReader:
     """The tensors of a `.pt` file by name, each read when asked for.
 
     Attributes:
-      shapes: {name: shape}; entries that are plain numbers or text (epoch, step) are left out.
+      shapes, dtypes: {name: shape}, {name: numpy dtype}; entries that are plain numbers or text
+        (epoch, step) are left out.
     """
 
     def __init__(self, path: str | Path):
@@ -131,31 +143,50 @@ class TorchReader:
             raise InputError(
                 f'{path}: entry {nested[0]!r} is a container; save the bare state dict instead'
             )
+        for name, tensor in self._tensors.items():
+            self._check_storage(name, tensor.storage)
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        self.dtypes = {name: tensor.storage.dtype for name, tensor in self._tensors.items()}
 
     def _check_byte_order(self):
         try:
-            order = self._zip.read(f'{self._root}byteorder')
+            entry = self._zip.getinfo(f'{self._root}byteorder')
         except KeyError:  # written before torch 2.1, which were little-endian machines
             return
+        order = self._zip.read(entry) if entry.file_size < 16 else b'?'
         if order != b'little':
             raise InputError(f'{self.path}: big-endian data is not read here')
+
+    def _check_storage(self, name: str, storage: _Storage):
+        """Its bytes are in the file as they are: what is packed could unpack to any size."""
+        try:
+            entry = self._zip.getinfo(f'{self._root}data/{storage.key}')
+        except KeyError:
+            raise self._damaged(name, f'its storage {storage.key} is not there') from None
+        wanted = storage.count * storage.dtype.itemsize
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != wanted:
+            raise self._damaged(name, f'its storage {storage.key} does not have {wanted} bytes')
+
+    def _damaged(self, name: str, what: str) -> InputError:
+        return InputError(f'{self.path}: {name}: {what}; download the file again')
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, contiguous.
 
         Raises:
-          InputError: the archive is damaged or shorter than it says.
+          InputError: the archive is damaged.
         """
         tensor = self._tensors[name]
         storage = tensor.storage
         try:
             raw = self._zip.read(f'{self._root}data/{storage.key}')
-            values = np.frombuffer(raw, storage.dtype, count=storage.count)
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f'{self.path}: {name}: {error}; download the file again') from error
+            numbers = np.frombuffer(raw, storage.dtype, count=storage.count)
+        except Exception as error:  # a damaged archive can fail in any way
+            raise self._damaged(name, str(error)) from error
         strides = tuple(step * storage.dtype.itemsize for step in tensor.strides)
+        if not math.prod(tensor.shape):
+            return np.zeros(tensor.shape, storage.dtype)
         view = np.lib.stride_tricks.as_strided(
-            values[tensor.offset :], tensor.shape, strides, writeable=False
+            numbers[tensor.offset :], tensor.shape, strides, writeable=False
         )
         return view.copy()

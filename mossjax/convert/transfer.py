@@ -11,28 +11,28 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import datetime
-import hashlib
 import json
 import math
 import os
 from pathlib import Path
 import shutil
 import sys
-import threading
 
-from absl import logging
-import jax.numpy as jnp
 import numpy as np
 
 from mossjax import __version__, checkpoint
 from mossjax.convert import certificate, kinds, reference, rules
-from mossjax.convert.kinds import Source, Tensors, Together
+from mossjax.convert.journal import Journal, is_float
+from mossjax.convert.orbax_source import UNUSED
 from mossjax.convert.orbax_tensors import OrbaxTensors, create
 from mossjax.convert.reference import Comparison
 from mossjax.convert.safetensors_io import SHARD_BYTES
 from mossjax.convert.safetensors_writer import ShardWriter
+from mossjax.convert.source import CONFIG, HUGGING_FACE, Source, Together
+from mossjax.convert.weight_files import Tensors
 from mossjax.errors import InputError
 from mossjax.files import replacing, room_for
+from mossjax.models.lm.config import with_dtype
 
 # Tensors above this size are converted one at a time, which bounds the memory.
 LARGE_BYTES = 256 * 2**20
@@ -75,7 +75,10 @@ def convert(
     partial = target.with_name(f'.{target.name}.converting')
     identity = _identity(source, options)
     done = Journal.resume(partial, identity)
-    _check_room(target, tensors, partial)
+    if done and not _usable(source, partial):
+        shutil.rmtree(partial)
+        done = {}
+    _check_room(target, source, tensors, partial)
     partial.mkdir(parents=True, exist_ok=True)
     with room_for(target):
         sink = _sink(source, tensors, partial, options)
@@ -134,7 +137,7 @@ def compare_logits(directory: str | Path, original: str | Path) -> Comparison:
     made = certificate.load(Path(directory))['made']
     choices, cast, changes = made['choices'], made['cast'], None
     if kinds.is_qwen3(Path(original)):
-        changes = {**choices['changes'], 'seed': choices['seed']}
+        changes = {**choices.get('changes', {}), 'seed': choices.get('seed', 0)}
     source = kinds.open_source(original, changes)
     if cast:
         source = dataclasses.replace(source, tensors=_in_dtype(source.tensors, cast))
@@ -171,61 +174,13 @@ def _run(tensors, sink, done, journal, certify, progress) -> dict[str, dict]:
     return {name: entries[name] for name in tensors.shapes}
 
 
-class Journal:
-    """Which tensors are in place, one JSON line each; the first line says of which conversion."""
-
-    NAME = 'progress.jsonl'
-
-    def __init__(self, directory: Path, identity: dict):
-        path = directory / self.NAME
-        new = not path.exists()
-        self._file, self._lock = open(path, 'a', encoding='utf-8'), threading.Lock()
-        if new:
-            self._write(identity)
-
-    @classmethod
-    def resume(cls, directory: Path, identity: dict) -> dict[str, dict]:
-        """{tensor: entry} of an interrupted conversion; what another one left is removed."""
-        path = directory / cls.NAME
-        if not directory.exists():
-            return {}
-        lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith('\n')]  # a kill tears the last one
-        if not whole or json.loads(whole[0]) != identity:
-            logging.info('%s: left by another conversion, removed', directory)
-            shutil.rmtree(directory)
-            return {}
-        if len(whole) < len(lines):
-            path.write_text(''.join(whole), encoding='utf-8')
-        done = {}
-        for line in whole[1:]:
-            entry = json.loads(line)
-            done[entry.pop('tensor')] = entry
-        logging.info('%s: going on, %d tensors are in place', directory, len(done))
-        return done
-
-    def add(self, name: str, entry: dict) -> None:
-        self._write({'tensor': name, **entry})
-
-    def _write(self, line: dict) -> None:
-        with self._lock:
-            self._file.write(json.dumps(line) + '\n')
-            self._file.flush()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
-
-
 # ------------------------------------------------------------------------------ the two sides
 
 
 def _sink(source: Source, tensors: Tensors, partial: Path, options: Options):
     """Where tensors are written: the other form than the source's, made or taken up again."""
     kind, (shapes, dtypes) = source.kind, (tensors.shapes, tensors.dtypes)
-    if source.becomes == kinds.HUGGING_FACE:
+    if source.becomes == HUGGING_FACE:
         return ShardWriter(partial, shapes, dtypes, kind.order, options.shard_bytes)
     if not (partial / '0').is_dir():
         flat = rules.flatten(kind.network.shapes)
@@ -238,21 +193,31 @@ def _sink(source: Source, tensors: Tensors, partial: Path, options: Options):
     names = source.unused
     others = ShardWriter(
         partial, {n: shapes[n] for n in names}, {n: dtypes[n] for n in names}, str,
-        sys.maxsize, stem=kinds.UNUSED,
+        sys.maxsize, stem=UNUSED,
     )
     return Together((sink, others))
+
+
+def _usable(source: Source, partial: Path) -> bool:
+    """Whether what an interrupted conversion left can be opened."""
+    if source.becomes == HUGGING_FACE:
+        return True  # files are made anew where they are not as they should be
+    try:
+        return bool(OrbaxTensors(partial, source.kind.rules, 0))
+    except InputError:
+        return False
 
 
 def _identity(source: Source, options: Options) -> dict:
     """What must be the same for an interrupted conversion to go on."""
     stats = {name: (source.path / name).stat() for name in source.weights}
     dtypes = source.tensors.dtypes
-    tensors = {n: [list(shape), str(dtypes[n])] for n, shape in source.tensors.shapes.items()}
+    tensors = {n: [list(shape), dtypes[n].name] for n, shape in source.tensors.shapes.items()}
     return {
         'source': str(source.path.resolve()), 'options': dataclasses.asdict(options),
         'files': {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
         'step': source.step, 'kind': source.kind.name, 'choices': dict(source.choices),
-        'tensors': hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest(),
+        'tensors': tensors,
     }  # fmt: skip
 
 
@@ -284,27 +249,26 @@ class _Cast:
     @property
     def dtypes(self) -> dict:
         return {
-            name: self.dtype if _is_float(dtype) else dtype
+            name: self.dtype if is_float(dtype) else dtype
             for name, dtype in self.tensors.dtypes.items()
         }
 
     def read(self, name: str) -> np.ndarray:
         tensor = self.tensors.read(name)
-        return tensor.astype(self.dtype) if _is_float(tensor.dtype) else tensor
-
-
-def _is_float(dtype) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating)
+        return tensor.astype(self.dtype) if is_float(tensor.dtype) else tensor
 
 
 def _in_dtype(tensors: Tensors, name: str) -> _Cast:
     return _Cast(tensors, np.dtype(name))
 
 
-def _check_room(target: Path, tensors: Tensors, partial: Path) -> None:
+def _check_room(target: Path, source: Source, tensors: Tensors, partial: Path) -> None:
     """Refuses a disk that is too small before anything is written; `partial` has its part."""
     taken = sum(path.stat().st_blocks * 512 for path in partial.rglob('*') if path.is_file())
-    needed = _bytes(tensors) - taken + SPARE_BYTES
+    beside = [source.path / name for name in source.files]
+    beside = [file for path in beside for file in (path.rglob('*') if path.is_dir() else [path])]
+    companions = sum(file.stat().st_size for file in beside if file.is_file())
+    needed = _bytes(tensors) - taken + companions + SPARE_BYTES
     parent = next(p for p in target.parents if p.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:
@@ -317,12 +281,15 @@ def _check_room(target: Path, tensors: Tensors, partial: Path) -> None:
 def _copy_companions(source: Source, partial: Path, tensors: Tensors, options: Options) -> None:
     """Configuration, text tokenizer and what else lies beside the weights."""
     for name in source.files:
-        shutil.copyfile(source.path / name, partial / Path(name).name)
+        path, copy = source.path / name, partial / Path(name).name
+        if path.is_dir():
+            shutil.copytree(path, copy, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(path, copy)
     for name, content in source.kind.configs.items():
         made_here = not (partial / name).is_file()
-        if name == kinds.CONFIG and (options.dtype or made_here):  # what the tensors are stored in
-            key = 'torch_dtype' if 'torch_dtype' in content else 'dtype'
-            content = content | {key: tensors.dtypes[next(iter(tensors.shapes))].name}
+        if name == CONFIG and (options.dtype or made_here):  # what the tensors are stored in
+            content = with_dtype(content, tensors.dtypes[next(iter(tensors.shapes))].name)
         elif not made_here:
             continue  # as it came, to the byte
         with replacing(partial / name) as temporary:

@@ -24,6 +24,7 @@ import zlib
 from absl import logging
 import numpy as np
 
+from mossjax import values
 from mossjax.data.clips import (
     AUGMENT,
     CLEAN,
@@ -37,7 +38,7 @@ from mossjax.data.clips import (
 )
 from mossjax.data.manifest import Recording
 from mossjax.errors import InputError, refusal
-from mossjax.files import replacing
+from mossjax.files import read_json, replacing
 
 RATE = 16_000  # Hz, of the tokenizer
 GROUP_SECONDS = 30 * 60  # of audio in memory at a time: 115 MB
@@ -220,7 +221,7 @@ def _audio(clip: Clips) -> str:
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     beside = path.with_name(path.name + '.settings.json')
     if beside.exists():
-        found = json.loads(beside.read_text())
+        found = read_json(beside)
         if found != settings:
             raise InputError(
                 f'{path} was made with {found}, asked for {settings}; delete it or choose another '
@@ -236,22 +237,27 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Parsed lines, codes as int32 (n,); a last line without its newline was torn by an
     interruption and is left out."""
-    with path.open(encoding='utf-8') as lines:
+    with path.open('rb') as lines:
         for number, line in enumerate(lines, 1):
-            if not line.endswith('\n'):
+            if not line.endswith(b'\n'):
                 return
-            try:
-                fields = json.loads(line)
-                fields['codes'] = np.asarray(fields['codes'], np.int32).reshape(-1)
-                fields['offset'] = float(fields.get('offset', 0.0))
-                fields['version'] = int(fields.get('version', 0))
-                fields['path'] = str(fields['path'])
-            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
-                raise InputError(
-                    f'{path}:{number}: expected {{"path": ..., "codes": [...]}} ({e!r}); tokenize '
-                    'the recordings anew.'
-                ) from e
-            yield fields
+            yield _checked(line, f'{path}:{number}')
+
+
+def _checked(line: bytes, where: str) -> dict[str, Any]:
+    """The object of a line, `version` and `offset` included where they are left out."""
+    remedy = 'tokenize the recordings anew'
+    fields = values.parse_json(line, where, f'{remedy.capitalize()}.')
+    codes = fields.get('codes') if isinstance(fields, dict) else None
+    if not isinstance(codes, list) or not isinstance(fields.get('path'), str):
+        raise InputError(f'{where}: expected {{"path": ..., "codes": [...]}}; {remedy}')
+    fields = {'version': 0, 'offset': 0.0, **fields}
+    for name, accepted in (('version', values.COUNT), ('offset', values.NOT_NEGATIVE)):
+        values.number(fields[name], f'{where}: {name}', accepted, remedy)
+    for i, code in enumerate(codes):
+        values.number(code, f'{where}: codes[{i}]', values.COUNT, remedy)
+    fields['codes'] = np.asarray(codes, np.int32)
+    return fields
 
 
 def _repaired_lines(path: Path) -> list[dict[str, Any]]:

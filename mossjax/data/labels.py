@@ -51,10 +51,14 @@ class Inventory:
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> 'Inventory':
-        try:
-            return cls(tuple(json.loads(Path(path).read_text(encoding='utf-8'))['labels']))
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise InputError(f'{path}: not a label inventory ({e}); build it anew.') from e
+        """Raises InputError for a file that is missing or that `save` did not write."""
+        labels = read_json(path).get('labels')
+        texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+        if not texts or not labels or len(set(labels)) < len(labels):
+            raise InputError(
+                f'{path}: "labels" is no list of different labels; build the inventory anew.'
+            )
+        return cls(tuple(labels))
 
     def save(self, path: str | os.PathLike) -> None:
         text = json.dumps({'labels': self.labels}, ensure_ascii=False)

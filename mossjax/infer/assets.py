@@ -15,12 +15,12 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
-import json
 import os
 import pathlib
 
 import numpy as np
 
+from mossjax import values
 from mossjax.errors import InputError
 from mossjax.files import read_json
 from mossjax.infer import audio
@@ -189,7 +189,11 @@ def sha256(path: pathlib.Path) -> str:
 
 def _parse(path: pathlib.Path, key: str, kind: type) -> list:
     """The objects listed under `key` of a JSON file, as `kind`."""
-    try:
-        return [kind(**entry) for entry in json.loads(path.read_text('utf-8'))[key]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path}: not as packed ({error}); copy the directory again') from None
+    entries, types = read_json(path).get(key), {f.name: f.type for f in dataclasses.fields(kind)}
+    for entry in entries if isinstance(entries, list) else [None]:
+        if not isinstance(entry, dict) or {n: type(v) for n, v in entry.items()} != types:
+            raise InputError(
+                f'{path}: {key} holds {values.shown(entry)}, which is not as packed; copy the '
+                'directory again'
+            )
+    return [kind(**entry) for entry in entries]

@@ -13,6 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mossjax import values
 from mossjax.errors import InputError
 
 
@@ -30,17 +31,21 @@ class Channel:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
 
-    def check(self) -> 'Channel':
+    def check(self, where: str = '') -> 'Channel':
         """Returns itself; raises InputError naming a value out of range."""
-        for name, good, rule in (
-            ('temperature', self.temperature > 0, 'above 0 (for the likeliest id use greedy)'),
-            ('top_k', self.top_k >= 0, '0 (off) or more'),
-            ('top_p', 0 < self.top_p <= 1, 'in (0, 1]'),
-            ('repetition_penalty', self.repetition_penalty > 0, 'above 0 (1 is off)'),
-        ):
-            if not good:
-                raise InputError(f'{name} = {getattr(self, name)} must be {rule}')
+        for name, accepted in RANGES.items():
+            if hasattr(self, name):
+                remedy = 'for the likeliest id use greedy' * (name == 'temperature')
+                values.number(getattr(self, name), where + name, accepted, remedy)
         return self
+
+
+# What float32 scores can be divided by and stay numbers.
+_DIVISOR = values.Range(1e-6, 1e6)
+RANGES = {
+    'temperature': _DIVISOR, 'top_k': values.COUNT, 'top_p': values.Range(0, 1, above=True),
+    'repetition_penalty': _DIVISOR, 'max_new_tokens': values.SIZE, 'min_new_tokens': values.COUNT,
+}  # fmt: skip
 
 
 # --- processors: (b, v) scores -> (b, v) scores -----------------------------------------------
@@ -127,16 +132,16 @@ class Settings:
     min_new_tokens: int = 0
     draw: Draw = sample
 
-    def check(self) -> 'Settings':
+    def check(self, where: str = '') -> 'Settings':
         """Returns itself; raises InputError naming a value out of range."""
-        self.text.check()
-        self.audio.check()
-        if self.max_new_tokens < 1:
-            raise InputError(f'max_new_tokens = {self.max_new_tokens} must be at least 1')
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        self.text.check(where)
+        self.audio.check(where)
+        for name in LENGTHS:
+            values.number(getattr(self, name), where + name, RANGES[name])
+        if self.min_new_tokens > self.max_new_tokens:
             raise InputError(
-                f'min_new_tokens = {self.min_new_tokens} must lie between 0 and max_new_tokens = '
-                f'{self.max_new_tokens}'
+                f'{where}min_new_tokens is {self.min_new_tokens}, more than max_new_tokens '
+                f'{self.max_new_tokens}; lower it'
             )
         return self
 
@@ -155,38 +160,31 @@ class Settings:
 
         Keys that are absent keep the defaults above; an entry of `layers` wins over the rest.
         """
-        layers = generation_config.get('layers') or [{}, {}]
+        where, content = 'generation_config.json: ', generation_config
+        layers = content.get('layers') or [{}, {}]
         if not isinstance(layers, list) or [type(entry) for entry in layers] != [dict, dict]:
-            raise InputError(f'layers in generation_config.json is {layers!r}, not two objects')
-        defaults, greedily = cls(), not generation_config.get('do_sample', True)
+            raise InputError(f'{where}layers is {values.shown(layers)}, expected two objects')
+        draws = content.get('do_sample')
+        if not isinstance(draws, bool | None):
+            raise InputError(f'{where}do_sample is {values.shown(draws)}, expected true or false')
+        defaults = cls(draw=greedy if draws is False else sample)
 
         def channel(default: Channel, own: dict) -> Channel:
-            given = _numbers({**generation_config, **own}, Channel)
-            if greedily and given.get('temperature') == 0:
+            given = _given({**content, **own}, CHANNEL)
+            if draws is False and given.get('temperature') == 0:
                 del given['temperature']  # how some say greedy; it has no effect there
             return dataclasses.replace(default, **given)
 
-        lengths = _numbers(generation_config, cls, ('max_new_tokens', 'min_new_tokens'))
-        return cls(
-            channel(defaults.text, layers[0]), channel(defaults.audio, layers[1]),
-            draw=greedy if greedily else sample, **lengths,
-        ).check()
+        return dataclasses.replace(
+            defaults, text=channel(defaults.text, layers[0]),
+            audio=channel(defaults.audio, layers[1]), **_given(content, LENGTHS),
+        ).check(where)
 
 
-def _numbers(content: dict, owner: type, names: tuple[str, ...] = ()) -> dict:
-    """The fields of a dataclass that a JSON object sets (null sets nothing), numbers all.
+CHANNEL = tuple(field.name for field in dataclasses.fields(Channel))
+LENGTHS = ('max_new_tokens', 'min_new_tokens')
 
-    Raises:
-      InputError: a value is no number, or not whole where it must be.
-    """
-    found = {}
-    for field in dataclasses.fields(owner):
-        value = content.get(field.name)
-        if value is None or names and field.name not in names:
-            continue
-        whole = isinstance(field.default, int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            kind = 'a whole number' if whole else 'a number'
-            raise InputError(f'{field.name} in generation_config.json is {value!r}, not {kind}')
-        found[field.name] = value
-    return found
+
+def _given(content: dict, names: tuple[str, ...]) -> dict:
+    """Of a JSON object, the keys that are set; null sets nothing."""
+    return {name: content[name] for name in names if content.get(name) is not None}

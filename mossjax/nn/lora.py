@@ -15,6 +15,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
+from mossjax import values
 from mossjax.errors import InputError
 from mossjax.nn.param import Network, matching
 from mossjax.values import POSITIVE, Range, ranged
@@ -37,11 +38,8 @@ class Lora:
     targets: tuple[str, ...] = (r'.*/attn/[qkvo]',)
 
     def __post_init__(self):
-        if self.rank < 1 or self.alpha <= 0:
-            raise InputError(
-                f'LoRA rank is {self.rank} and alpha {self.alpha}; rank must be 1 or more, alpha '
-                'positive'
-            )
+        values.number(self.rank, 'LoRA rank', values.SIZE)
+        values.number(self.alpha, 'LoRA alpha', values.POSITIVE)
 
     @property
     def scale(self) -> float:

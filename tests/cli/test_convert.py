@@ -8,7 +8,7 @@ import pytest
 from mossjax.cli import convert as command
 from mossjax.cli import main as cli
 from mossjax.convert.directories import save_lm
-from mossjax.convert.safetensors_io import open_tensors
+from mossjax.convert.weight_files import open_tensors
 from tests.tiny_lm import tiny_config, tiny_params
 
 CONFIG = tiny_config()

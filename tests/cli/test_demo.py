@@ -153,7 +153,8 @@ def test_int8_says_how_far_it_moves(finished, assets, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     'args, word',
     [
-        (['--questions', 0], 'ask at least one'),
+        (['--questions', 0], '--questions=0: expected a whole number from 1'),
+        (['--questions', 'nan'], '--questions=nan: expected a whole number'),
         (['stray'], 'stray argument'),
         (['--assets', 'nowhere'], '--assets nowhere: no such folder'),
         (['--out', __file__], 'is a file; give the name of a folder'),

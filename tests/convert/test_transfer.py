@@ -14,11 +14,13 @@ import pytest
 
 from mossjax import checkpoint
 from mossjax.convert import certificate, kinds, rules, transfer
+from mossjax.convert.journal import Journal
 from mossjax.convert.lm_rules import LM_RULES
 from mossjax.convert.orbax_tensors import chunks
 from mossjax.convert.qwen3 import QwenStart, speech_config
-from mossjax.convert.safetensors_io import open_tensors, write
+from mossjax.convert.safetensors_io import write
 from mossjax.convert.transfer import Options, convert, verify
+from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
 from tests.conftest import GOLDEN
 from tests.convert.conftest import CONFIG, SHAPES, random_tensors
@@ -108,7 +110,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path, source, monkeypatch, way):
         start = source
     monkeypatch.setattr(transfer.os, 'cpu_count', lambda: 1)
     read = []
-    add = transfer.Journal.add
+    add = Journal.add
 
     def dying(self, name, entry):
         add(self, name, entry)
@@ -116,7 +118,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path, source, monkeypatch, way):
         if len(read) == 30:
             raise Interrupted
 
-    monkeypatch.setattr(transfer.Journal, 'add', dying)
+    monkeypatch.setattr(Journal, 'add', dying)
     with pytest.raises(Interrupted):
         convert(kinds.open_source(start), tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
@@ -124,7 +126,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path, source, monkeypatch, way):
     before = len(journal.read_text().splitlines()) - 1
     with journal.open('a') as file:
         file.write('{"tensor": "model.em')  # torn by the kill
-    monkeypatch.setattr(transfer.Journal, 'add', lambda self, name, entry: read.append(name))
+    monkeypatch.setattr(Journal, 'add', lambda self, name, entry: read.append(name))
     read.clear()
     convert(kinds.open_source(start), tmp_path / 'out')
     assert 30 <= before and len(read) == 83 - before
@@ -153,13 +155,17 @@ def test_tokenizer_keeps_tensors_that_ids_do_not_need(tmp_path):
     ):
         shutil.copyfile(GOLDEN / 'tokenizer' / file, directory / name)
     (directory / 'flow').mkdir()
+    (directory / 'flow' / 'flow.pt').write_bytes(b'the decoder goes along as it is')
     source = kinds.open_source(directory)
-    assert source.kind.name == 'speech_tokenizer' and source.left == ('flow',)
+    assert source.kind.name == 'speech_tokenizer' and source.left == ()
     paper = convert(source, tmp_path / 'orbax')
     unused = paper['coverage']['unused']
     assert 'encoder.embed_positions2.weight' in unused
     convert(kinds.open_source(tmp_path / 'orbax'), tmp_path / 'again')
     assert_same_tensors(directory, tmp_path / 'again')
+    for made in ('orbax', 'again'):
+        file = tmp_path / made / 'flow' / 'flow.pt'
+        assert file.read_bytes() == b'the decoder goes along as it is'
 
 
 def test_dtype_on_export(tmp_path, source):

@@ -80,6 +80,8 @@ TURNS = '{"turns": [{"role": "user", "text": "hi"}, %s]}'
         ('{"audio": "a", "words": [["t", 1e30]]}', r':2:words\[0\]: the end in seconds is 1e'),
         ('{"audio": "a", "seconds": "long"}', r":2:seconds is 'long', expected a number above 0"),
         ('{"audio": "a", "audio": "b"}', r':2: not JSON'),
+        ('{"audio": ' + '[' * 10**5, r':2: nested too deep'),
+        ('{"audio": "a", "words": [["t", true]]}', r':2:words\[0\]: the end in seconds is True'),
         ('{"turns": []}', r':2:turns: expected'),
         (TURNS % '3', r':2:turns\[1\]: a int'),
         (TURNS % '{"role": "bot", "text": ""}', r":2:turns\[1\].role: 'bot'.*assistant"),
@@ -90,6 +92,7 @@ TURNS = '{"turns": [{"role": "user", "text": "hi"}, %s]}'
         (TURNS % '{"role": "user", "codes": [1, -1]}', r':2:turns\[1\].codes'),
         (TURNS % '{"role": "user", "codes": [true]}', r':2:turns\[1\].codes'),
         (TURNS % '{"role": "user", "codes": [3000000000]}', r':2:turns\[1\].codes'),
+        (TURNS % '{"role": "user", "codes": [4294967297]}', r':2:turns\[1\].codes'),
     ],
 )
 def test_faults_name_file_line_and_key(tmp_path, line, where):

@@ -49,8 +49,33 @@ def test_inventory(tmp_path):
     with pytest.raises(InputError, match="label 'x' is not among the 4"):
         inventory.frames((('x', 0.1),), 3, 50)
     (tmp_path / 'bad.json').write_text('[]')
-    with pytest.raises(InputError, match='bad.json: not a label inventory'):
+    with pytest.raises(InputError, match='bad.json: not a JSON object'):
         Inventory.open(tmp_path / 'bad.json')
+    for labels in ('null', '"ab"', '[]', '["a", 1]', '["a", "a"]'):
+        (tmp_path / 'bad.json').write_text(f'{{"labels": {labels}}}')
+        with pytest.raises(InputError, match='no list of different labels'):
+            Inventory.open(tmp_path / 'bad.json')
+
+
+@pytest.mark.parametrize(
+    'line, said',
+    [
+        ('{"path": "a"}', 'expected {"path"'),
+        ('[1]', 'expected {"path"'),
+        ('{"path": 1, "codes": []}', 'expected {"path"'),
+        ('{"path": "a", "codes": [1, NaN]}', 'NaN is no number'),
+        ('{"path": "a", "codes": [1, 4294967297]}', r'codes\[1\] is 4294967297'),
+        ('{"path": "a", "codes": [1.5]}', r'codes\[0\] is 1.5'),
+        ('{"path": "a", "codes": [[1]]}', r'codes\[0\] is \[1\]'),
+        ('{"path": "a", "codes": [1], "offset": "x"}', "offset is 'x'"),
+        ('{"path": "a", "codes": [1], "version": null}', 'version is None'),
+        ('{"path": "a", "path": "b", "codes": [1]}', 'twice'),
+    ],
+)
+def test_a_bad_line_of_a_codes_store_is_named(line, said, tmp_path):
+    (tmp_path / 'codes.jsonl').write_text('{"path": "a.wav", "codes": [3]}\n' + line + '\n')
+    with pytest.raises(InputError, match=f'codes.jsonl:2: .*{said}'):
+        CodesStore.open(tmp_path / 'codes.jsonl')
 
 
 @pytest.fixture(scope='module')

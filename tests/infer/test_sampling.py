@@ -1,5 +1,7 @@
 """Processors against arithmetic by hand and against float64."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,11 +107,20 @@ def test_settings_from_generation_config():
         ({'min_new_tokens': 600}, 'min_new_tokens'),
         ({'layers': [{}]}, 'layers'),
         ({'layers': 5}, 'layers'),
-        ({'temperature': 'hot'}, "temperature .*'hot', not a number"),
-        ({'top_k': 2.5}, 'top_k .*2.5, not a whole number'),
+        ({'temperature': 'hot'}, "temperature is 'hot', expected a number"),
+        ({'temperature': math.inf}, 'temperature is inf'),
+        ({'temperature': 1e-300}, 'temperature is 1e-300'),  # 0 in float32
+        ({'layers': [{}, {'temperature': math.nan}]}, 'temperature is nan'),
+        ({'top_k': 2.5}, 'top_k is 2.5, expected a whole number'),
+        ({'top_k': 10**24}, 'top_k is 10+, expected'),
+        ({'repetition_penalty': 1e300}, 'repetition_penalty'),
         ({'max_new_tokens': True}, 'max_new_tokens'),
+        ({'max_new_tokens': 1e3}, 'max_new_tokens is 1000.0, expected a whole'),
+        ({'do_sample': 'no'}, "do_sample is 'no', expected true or false"),
+        ({'do_sample': 0}, 'do_sample is 0'),
+        ({'do_sample': []}, 'do_sample'),
     ],
 )
 def test_settings_out_of_range_are_refused(config, word):
-    with pytest.raises(InputError, match=word):
+    with pytest.raises(InputError, match=f'generation_config.json: {word}'):
         Settings.of(config)

@@ -13,8 +13,8 @@ from mossjax.convert import kinds, peft
 from mossjax.convert.directories import save_lm
 from mossjax.convert.lm_rules import LM_RULES
 from mossjax.convert.placement import open_lm, place
-from mossjax.convert.safetensors_io import open_tensors
 from mossjax.convert.transfer import convert
+from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
 from mossjax.models.lm.matrices import matrix
 from mossjax.models.lm.model import network
@@ -188,8 +188,8 @@ def test_settings_of_peft_that_mean_something_else_are_refused(run, tmp_path):
     content = json.loads((tmp_path / 'a' / peft.CONFIG).read_text())
     for key, value, said in (
         ('use_dora', True, 'use_dora is True'),
-        ('rank_pattern', {'q_proj': 4}, 'rank_pattern'),
-        ('r', None, 'no rank'),
+        ('rank_pattern', {'q_proj': 4}, 'this model wants'),
+        ('r', None, "no 'r'"),
     ):
         (tmp_path / 'a' / peft.CONFIG).write_text(json.dumps({**content, key: value}))
         with pytest.raises(InputError, match=said):

@@ -10,7 +10,9 @@ import dataclasses
 
 from absl import logging
 
+from mossjax import values
 from mossjax.errors import InputError
+from mossjax.models.lm import rope_settings
 
 # Keys of which we implement exactly one value. Absent means that value.
 HONOURED = {
@@ -25,6 +27,9 @@ HONOURED = {
     'channels': 2,
 }
 
+# The same for keys that upstream's file does not have, but that others' tools add.
+ABSENT = {'partial_rotary_factor': 1.0, 'quantization_config': None}
+
 # Keys that change nothing in what a model computes, and why.
 INERT = {
     '_name_or_path': 'where the file was loaded from',
@@ -38,6 +43,23 @@ INERT = {
     'transformers_version': 'provenance',
     'use_cache': 'caching is chosen by the caller',
 }
+
+# What a field may be. Layers are few, since every one is gone through by name.
+RANGES = {
+    **dict.fromkeys((
+        'vocab_size', 'audio_vocab_size', 'hidden_size', 'intermediate_size',
+        'num_attention_heads', 'num_key_value_heads', 'head_dim', 'max_position_embeddings',
+    ), values.SIZE),
+    **dict.fromkeys(
+        ('num_hidden_layers', 'num_shared_layers', 'num_modality_layers'), values.LAYERS
+    ),
+    **dict.fromkeys((
+        'modality_pad_token_id', 'sosp_token_id', 'eosp_token_id', 'audio_pad_token_id',
+        'eos_token_id',
+    ), values.COUNT),
+    'rms_norm_eps': values.Range(0, 1, above=True), 'rope_theta': rope_settings.THETA,
+    'initializer_range': values.Range(0, 100),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +125,7 @@ class LMConfig:
             config = cls(**_read_fields(content), source=dict(content))
         except InputError as error:
             raise InputError(f'{where}: {error}') from None
-        known = {*HONOURED, *INERT, *_field_names(), 'layer_types'}
+        known = {*HONOURED, *ABSENT, *INERT, *_field_names(), *rope_settings.NESTED, 'layer_types'}
         if unknown := sorted(set(content) - known):
             logging.warning(
                 '%s: keys %s are unknown and have no effect here; they are kept for export.',
@@ -120,8 +142,12 @@ class LMConfig:
             if name not in before or before[name] != value:
                 if self.source and name not in before and value == _defaults().get(name):
                     continue
-                spelled = 'torch_dtype' if name == 'dtype' and 'torch_dtype' in content else name
-                content[spelled] = value
+                if name == 'rope_theta' and self.source:
+                    content = rope_settings.with_theta(content, value)
+                elif name == 'dtype':
+                    content = with_dtype(content, value)
+                else:
+                    content[name] = value
         if not self.source:
             content = {'architectures': ['MossSpeechForCausalLM'], **HONOURED, **content}
         elif 'layer_types' in content:
@@ -153,6 +179,12 @@ class LMConfig:
         )
 
 
+def with_dtype(content: Mapping, name: str) -> dict:
+    """The same file with another record of what the tensors are stored in, however it is spelt."""
+    spelt = [key for key in ('dtype', 'torch_dtype') if key in content] or ['dtype']
+    return {**content, **dict.fromkeys(spelt, name)}
+
+
 def _field_names() -> list[str]:
     return [f.name for f in dataclasses.fields(LMConfig) if f.name != 'source']
 
@@ -167,47 +199,50 @@ def _defaults() -> dict:
 
 def _read_fields(content: Mapping) -> dict:
     """Field values out of a JSON object; absent optional keys are left out."""
+    given = dict(content)
+    if 'dtype' not in given and 'torch_dtype' in given:
+        given['dtype'] = given['torch_dtype']
+    given['rope_theta'] = rope_settings.theta(content)
     kinds = {f.name: f.type for f in dataclasses.fields(LMConfig)}
-    values = {}
+    found = {}
     for name in _field_names():
-        key = 'torch_dtype' if name == 'dtype' and 'dtype' not in content else name
-        value = content.get(key)
+        value = given.get(name)
         if value is None:
             if name not in _defaults():
                 raise InputError(
                     f'key {name!r} is missing. It has no default: copy it from the config.json '
                     'that was published with these weights.'
                 )
-            continue
-        kind = kinds[name]
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(
-                f'key {key!r} is {value!r}, expected one {kind.__name__}. Write it as such.'
-            )
-        values[name] = value
-    return values
+        elif name in RANGES:
+            found[name] = kinds[name](values.number(value, f'key {name!r}', RANGES[name]))
+        elif isinstance(value, str):
+            found[name] = value
+        else:
+            raise InputError(f'key {name!r} is {values.shown(value)}, expected text')
+    return found
 
 
 def _refuse_unsupported(content: Mapping) -> None:
-    for key, only in HONOURED.items():
+    for key, only in (HONOURED | ABSENT).items():
         value = content.get(key, only)
+        if key in rope_settings.NESTED:
+            continue  # read together with the base of the rotation
         if value != only or isinstance(value, bool) != isinstance(only, bool):
             raise InputError(
-                f'key {key!r} is {value!r}, but only {only!r} is implemented. Use a checkpoint '
-                f'trained with {only!r}; editing the key would change what the model computes.'
+                f'key {key!r} is {values.shown(value)}, but only {only!r} is implemented. Use a '
+                f'checkpoint trained with {only!r}; editing the key would change what the model '
+                'computes.'
             )
-    other = set(content.get('layer_types') or ()) - {'full_attention'}
-    if other:
+    check_layer_types(content)
+
+
+def check_layer_types(content: Mapping) -> None:
+    """Raises InputError for layers that do not see everything before them."""
+    layers = content.get('layer_types') or ()
+    if not isinstance(layers, list | tuple) or any(kind != 'full_attention' for kind in layers):
         raise InputError(
-            f"key 'layer_types' holds {sorted(other)}, but only 'full_attention' is implemented. "
-            'Use a checkpoint trained with full attention.'
-        )
-    if content.get('rope_parameters') is not None:
-        raise InputError(
-            "key 'rope_parameters' is the Transformers 5 spelling. Replace it by 'rope_theta' "
-            "(and 'rope_scaling': null)."
+            f"key 'layer_types' is {values.shown(layers)}, but only a list of 'full_attention' is "
+            'implemented. Use a checkpoint trained with full attention.'
         )
 
 
@@ -218,12 +253,9 @@ def _check_values(c: LMConfig) -> None:
         if not holds:
             raise InputError(message)
 
-    for name in (
-        'vocab_size', 'audio_vocab_size', 'hidden_size', 'intermediate_size', 'num_shared_layers',
-        'num_modality_layers', 'num_attention_heads', 'num_key_value_heads', 'head_dim',
-        'rms_norm_eps', 'rope_theta', 'max_position_embeddings',
-    ):  # fmt: skip
-        demand(getattr(c, name) > 0, f'{name} is {getattr(c, name)}; it must be positive.')
+    for name, accepted in RANGES.items():
+        values.number(getattr(c, name), name, accepted)
+    demand(isinstance(c.dtype, str), f'dtype is {values.shown(c.dtype)}, expected text')
     demand(
         c.num_shared_layers + c.num_modality_layers == c.num_hidden_layers,
         f'num_hidden_layers is {c.num_hidden_layers}, but num_shared_layers {c.num_shared_layers} '

@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import logging
 
+from mossjax import values
 from mossjax.errors import InputError
 from mossjax.models.tokenizer import mel
 from mossjax.values import NOT_NEGATIVE, SIZE, Range, ranged
@@ -32,6 +33,19 @@ _KEYS = {
     'start_id': 'decoder_start_token_id',
     'pad_id': 'pad_token_id',
 }
+_SECONDS = values.Range(1, 3600, whole=True)
+_RANGES = {
+    **dict.fromkeys((
+        'd', 'heads', 'ffn', 'mels', 'positions', 'pool', 'codes', 'decoder_heads',
+        'decoder_ffn', 'vocab', 'target_positions', 'restart_interval',
+    ), values.SIZE),
+    **dict.fromkeys(('layers', 'encoder_layers', 'decoder_layers'), values.LAYERS),
+    **dict.fromkeys(('start_id', 'pad_id'), values.COUNT),
+    **dict.fromkeys(('commitment', 'loss_scale'), values.NOT_NEGATIVE),
+    'seconds': _SECONDS, 'decay': values.SHARE,
+}  # fmt: skip
+# Entries of a position table, which is worked out in memory whatever becomes of it.
+MAX_TABLE = 2**24
 # What this implementation is; another value describes another network, so it is refused.
 _FIXED = {
     'activation_function': 'gelu',
@@ -53,6 +67,8 @@ _FIXED_PREPROCESSOR = {
     'padding_side': 'right',
     'padding_value': 0.0,
 }
+# The same for keys that upstream's file does not have; dither is noise added to the samples.
+_ABSENT_PREPROCESSOR = {'dither': 0.0}
 # Keys of the families we read that may be present and change nothing here: the block size and
 # the flag matter to upstream only where attention is not causal, the last one only decides which
 # layers upstream builds.
@@ -102,16 +118,15 @@ class TokenizerConfig:
     pad_id: int = 50256
 
     def __post_init__(self):
-        for name in (
-            'd', 'heads', 'ffn', 'layers', 'mels', 'positions', 'pool', 'codes', 'seconds',
-            'encoder_layers', 'decoder_layers', 'decoder_heads', 'decoder_ffn', 'vocab',
-            'target_positions',
-        ):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
-                raise InputError(
-                    f'tokenizer config: {_KEYS.get(name, name)} is {getattr(self, name)!r}; '
-                    'give a positive whole number'
-                )
+        for name, accepted in _RANGES.items():
+            key = _KEYS.get(name, name)
+            values.number(getattr(self, name), f'tokenizer config: {key}', accepted)
+        if self.d * max(self.positions, self.target_positions) > MAX_TABLE:
+            raise InputError(
+                f'tokenizer config: max_source_positions {self.positions} (max_target_positions '
+                f'{self.target_positions}) times d_model {self.d} is more than any table of '
+                'positions has; correct them'
+            )
         for heads in ('heads', 'decoder_heads'):
             if self.d % getattr(self, heads):
                 raise InputError(
@@ -153,46 +168,47 @@ class TokenizerConfig:
             (non-causal attention or convolution, another pooling, another feature extractor).
         """
         _refuse_others(config, _FIXED, 'config.json')
-        _refuse_others(preprocessor, _FIXED_PREPROCESSOR, 'preprocessor_config.json')
+        fixed = _FIXED_PREPROCESSOR | _ABSENT_PREPROCESSOR
+        _refuse_others(preprocessor, fixed, 'preprocessor_config.json')
         for key in ('encoder_causal_convolution', 'encoder_causal_attention'):
             if key not in config:
                 raise InputError(
                     f'tokenizer config.json lacks {key!r}: without it the encoder is not causal, '
                     'and only the causal MOSS-Speech tokenizer is implemented; use its files'
                 )
-        values = {field: config[key] for field, key in _KEYS.items() if key in config}
-        for key in ('d_model', 'encoder_attention_heads', 'encoder_ffn_dim', 'encoder_layers',
-                    'quantize_position', 'quantize_vocab_size', 'num_mel_bins'):
-            if key not in config:
+        given = {
+            field: config[key] for field, key in _KEYS.items() if config.get(key) is not None
+        }
+        for field in ('d', 'heads', 'ffn', 'encoder_layers', 'layers', 'codes', 'mels'):
+            if field not in given:
                 raise InputError(
-                    f'tokenizer config.json lacks {key!r}; download it again or add the key'
+                    f'tokenizer config.json lacks {_KEYS[field]!r}; download it again or add the '
+                    'key'
                 )
-        if config.get('pooling_position', values['layers']) != values['layers']:
+        if config.get('pooling_position', given['layers']) != given['layers']:
             raise InputError(
-                f'tokenizer config.json: pooling_position {config["pooling_position"]} differs '
-                f'from quantize_position {values["layers"]}; only equal positions are implemented'
+                'tokenizer config.json: pooling_position '
+                f'{values.shown(config["pooling_position"])} differs from quantize_position '
+                f'{values.shown(given["layers"])}; only equal positions are implemented'
             )
-        if preprocessor.get('feature_size', values['mels']) != values['mels']:
+        if preprocessor.get('feature_size', given['mels']) != given['mels']:
             raise InputError(
-                f'preprocessor_config.json: feature_size {preprocessor["feature_size"]} differs '
-                f'from num_mel_bins {values["mels"]} in config.json; take both files from '
-                'one download'
+                'preprocessor_config.json: feature_size '
+                f'{values.shown(preprocessor["feature_size"])} differs from num_mel_bins '
+                f'{values.shown(given["mels"])} in config.json; take both files from one download'
             )
-        values.setdefault('decoder_heads', values['heads'])
-        values['seconds'] = preprocessor.get('chunk_length', cls.seconds)
-        if not isinstance(values['seconds'], int):
-            raise InputError(
-                f'preprocessor_config.json: chunk_length is {values["seconds"]!r}; give a positive '
-                'whole number'
-            )
-        samples = values['seconds'] * mel.RATE
+        given.setdefault('decoder_heads', given['heads'])
+        where = 'preprocessor_config.json: '
+        seconds = preprocessor.get('chunk_length', cls.seconds)
+        given['seconds'] = values.number(seconds, f'{where}chunk_length', _SECONDS)
+        samples = seconds * mel.RATE
         if preprocessor.get('n_samples', samples) != samples:
             raise InputError(
-                f'preprocessor_config.json: n_samples {preprocessor["n_samples"]} is not '
-                f'chunk_length x sampling_rate = {samples}; correct one of them'
+                f'{where}n_samples {values.shown(preprocessor["n_samples"])} is not chunk_length x '
+                f'sampling_rate = {samples}; correct one of them'
             )
         _report_unread(config)
-        return cls(**values)
+        return cls(**given)
 
     def to_hf(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """(config.json, preprocessor_config.json) with upstream's keys; inverse of `from_hf`."""
@@ -219,7 +235,8 @@ def _refuse_others(found: dict, fixed: dict, where: str):
     for key, value in fixed.items():
         if key in found and found[key] != value:
             raise InputError(
-                f'tokenizer {where}: {key} is {found[key]!r}, but only {value!r} is implemented; '
+                f'tokenizer {where}: {key} is {values.shown(found[key])}, but only {value!r} is '
+                'implemented; '
                 'use the files of the MOSS-Speech codec'
             )
 

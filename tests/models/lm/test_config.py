@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import types
 
 import jax
@@ -111,6 +112,12 @@ def test_changed_values_are_written_under_the_source_spelling():
     assert config.to_hf() == hf_content(torch_dtype='bfloat16', rope_theta=7.0)
 
 
+def test_both_spellings_of_a_changed_dtype_are_written():
+    config = LMConfig.from_hf({**hf_content(), 'dtype': 'float32'})
+    changed = dataclasses.replace(config, dtype='float16').to_hf()
+    assert (changed['dtype'], changed['torch_dtype']) == ('float16', 'float16')
+
+
 def test_optional_keys_stay_absent():
     content = hf_content()
     del content['initializer_range']
@@ -149,6 +156,25 @@ def test_unknown_keys_warn_once_with_their_names(caplog):
         ('hidden_size', 0),
         ('hidden_size', '32'),
         ('hidden_size', True),
+        ('hidden_size', 32.0),
+        ('vocab_size', 10**13),
+        ('num_shared_layers', 10**13),
+        ('num_hidden_layers', 2**31 - 1),
+        ('intermediate_size', 2**31),
+        ('rms_norm_eps', math.inf),
+        ('rms_norm_eps', math.nan),
+        ('rms_norm_eps', 1e18),
+        ('rope_theta', math.inf),
+        ('rope_theta', 0.5),
+        ('initializer_range', -0.02),
+        ('initializer_range', '0.02'),
+        ('layer_types', 5),
+        ('layer_types', 'full_attention'),
+        ('layer_types', {'full_attention': 5}),
+        ('layer_types', [['full_attention']]),
+        ('dtype', 5),
+        ('quantization_config', {'quant_method': 'fp8'}),
+        ('partial_rotary_factor', 0.5),
         ('modality_pad_token_id', 64),
         ('eosp_token_id', 40),
         ('eos_token_id', [62, 63]),

@@ -1,6 +1,7 @@
 """The tokenizer's configuration: both directions, refusals, and that every field is read."""
 
 import dataclasses
+import math
 
 import jax
 import pytest
@@ -54,6 +55,19 @@ def test_written_files_hold_all_keys_of_the_recorded_ones(golden):
         (1, 'sampling_rate', 24000, 'sampling_rate'),
         (1, 'feature_size', 80, 'feature_size'),
         (1, 'n_samples', 1, 'n_samples'),
+        (1, 'n_samples', '480000', 'n_samples'),
+        (1, 'dither', 0.1, 'dither is 0.1'),
+        (1, 'chunk_length', 10**13, 'chunk_length'),
+        (1, 'chunk_length', 30.0, 'chunk_length'),
+        (0, 'd_model', '1280', 'd_model'),
+        (0, 'd_model', 10**13, 'd_model'),
+        (0, 'decoder_layers', 10**13, 'decoder_layers'),
+        (0, 'max_source_positions', 2**31 - 1, 'max_source_positions'),
+        (0, 'max_target_positions', 2**30, 'max_target_positions'),
+        (0, 'pooling_kernel_size', 4.0, 'pooling_kernel_size'),
+        (0, 'quantize_commit_coefficient', math.inf, 'quantize_commit_coefficient'),
+        (0, 'quantize_ema_decay', 1.5, 'quantize_ema_decay'),
+        (0, 'pad_token_id', -1, 'pad_token_id'),
     ],
 )
 def test_refuses_other_networks(where, key, value, said):

@@ -1,0 +1,139 @@
+"""An opened checkpoint, whichever side it is on: tensors under checkpoint names, and a kind."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from mossjax.convert import codec_tokenizer, peft, rules, tokenizer_rules
+from mossjax.convert.lm_rules import LM_RULES, module_order
+from mossjax.convert.weight_files import Tensors
+from mossjax.models.lm.config import LMConfig
+from mossjax.models.lm.model import network
+from mossjax.models.tokenizer.config import TokenizerConfig
+from mossjax.nn.param import Network
+
+LANGUAGE_MODEL, TOKENIZER = 'moss_speech', 'speech_tokenizer'
+ORBAX, HUGGING_FACE = 'Orbax', 'Hugging Face'
+CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
+DECODER = 'flow'  # the folder of a codec that holds the decoder; it goes along as it is
+# Of no use without the weights they belong to, or weights that are converted or named as left.
+WEIGHTS = ('.safetensors', '.index.json', '.bin', '.pt', '.pth', '.ckpt', '.onnx')
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """Tensors of several places as one; no name is in two of them."""
+
+    parts: Sequence
+
+    @property
+    def shapes(self) -> dict:
+        return {name: shape for part in self.parts for name, shape in part.shapes.items()}
+
+    @property
+    def dtypes(self) -> dict:
+        return {name: dtype for part in self.parts for name, dtype in part.dtypes.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._part(name).read(name)
+
+    def write(self, name: str, tensor: np.ndarray) -> None:
+        self._part(name).write(name, tensor)
+
+    def _part(self, name: str):
+        return next(part for part in self.parts if name in part.shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A network and its names.
+
+    Attributes:
+      name: LANGUAGE_MODEL or TOKENIZER.
+      rules: tensor names <-> parameters.
+      network: shapes and logical axes of the parameters.
+      order: sort key of tensor names in files.
+      configs: {file name: content} of the configuration files, as stored.
+      config: what is in them.
+    """
+
+    name: str
+    rules: Sequence[rules.Rule]
+    network: Network
+    order: Callable[[str], object]
+    configs: Mapping[str, dict]
+    config: LMConfig | TokenizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened directory.
+
+    Attributes:
+      path: the directory. becomes: HUGGING_FACE or ORBAX, the form it is converted to.
+      kind: what it holds.
+      tensors: all that there are, by checkpoint name.
+      unused: names of those that the network does not need; they are kept beside it.
+      weights: files that hold the tensors (for hashes), relative to `path`.
+      files: companions to copy (configuration, text tokenizer, README, a codec's folder of the
+        decoder), relative to `path` or absolute.
+      left: what stays behind, relative to `path`.
+      step: of an Orbax checkpoint, None otherwise.
+      adapters: of a LoRA run; `tensors` has them worked in.
+      choices: how a start was made, {} for a plain conversion.
+    """
+
+    path: Path
+    becomes: str
+    kind: Kind
+    tensors: Tensors
+    unused: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    step: int | None = None
+    adapters: peft.Adapters | None = None
+    choices: Mapping = dataclasses.field(default_factory=dict)
+
+
+def language_model(content: dict, where: str) -> Kind:
+    """The kind of a config.json of a MOSS-Speech language model."""
+    config = LMConfig.from_hf(content, where=where)
+    return Kind(LANGUAGE_MODEL, LM_RULES, network(config), module_order, {CONFIG: content}, config)
+
+
+def speech_tokenizer(content: dict, preprocessor: dict, prefix: str) -> Kind:
+    """The kind of a codec directory; `prefix` is that of its tensor names."""
+    config = TokenizerConfig.from_hf(content, preprocessor)
+    configs = {CONFIG: content, PREPROCESSOR: preprocessor}
+    return Kind(
+        TOKENIZER, tokenizer_rules.tokenizer_rules(prefix),
+        codec_tokenizer.tokenizer_network(config), str, configs, config,
+    )
+
+
+def listing(path: Path, weights: Iterable[Path]) -> dict:
+    """Files of a directory by what becomes of them, see `Source`.
+
+    Args:
+      weights: the files that the tensors are read from.
+    """
+    own = {Path(file).name for file in weights}
+    names = sorted(p.name for p in path.iterdir() if not p.name.startswith('.'))
+    companions = [
+        n for n in names if n not in own and _goes_along(path / n) and n != 'certificate.json'
+    ]
+    kept = {*own, *companions, 'certificate.json'}
+    left = [n for n in names if n not in kept and not n.isdigit()]
+    return {
+        'weights': tuple(n for n in names if n in own), 'files': tuple(companions),
+        'left': tuple(left),
+    }
+
+
+def _goes_along(path: Path) -> bool:
+    if path.is_dir():
+        return path.name == DECODER
+    return path.is_file() and not path.name.endswith(WEIGHTS)
