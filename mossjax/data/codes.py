@@ -12,7 +12,7 @@ beside it in `<name>.settings.json`. A job that was interrupted goes on where it
 recording whose file has another size by then is tokenized again, and its last line counts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import json
@@ -96,7 +96,7 @@ def tokenize_recordings(
     recordings: Sequence[Recording],
     path: str | os.PathLike,
     *,
-    versions: int = 8,
+    versions: int | Mapping[str, int] = 8,
     seed: int = 0,
     perturb: Perturb = AUGMENT,
     fingerprint: str = '',
@@ -105,11 +105,12 @@ def tokenize_recordings(
     refused: Callable[[str, InputError], None] | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> CodesStore:
-    """Tokenizes `versions` versions of every recording into a store; goes on if it exists.
+    """Tokenizes several versions of every recording into a store; goes on if it exists.
 
     A version depends on (seed, path as stored, number) alone, not on order or interruptions.
 
     Args:
+      versions: how many of each, or of each by its path.
       fingerprint: names the tokenizer's weights (a hash); a store made by others is refused.
       refused: told of each audio file that is missing or bad, which is then left out (once for
         every version of it).
@@ -138,6 +139,9 @@ def tokenize_recordings(
     # Alike lengths together: less padding, fewer shapes.
     clips.sort(key=lambda clip: clip.lengths[0])
 
+    def count(audio: str) -> int:
+        return versions if isinstance(versions, int) else versions[audio]
+
     def is_done(audio: str, version: int) -> bool:
         size = done.get((audio, version), 'not yet')
         return size is None or size == os.path.getsize(audio)  # older stores do not say
@@ -145,11 +149,12 @@ def tokenize_recordings(
     jobs = [
         (clip, version)
         for clip in clips
-        for version in range(versions)
+        for version in range(count(_audio(clip)))
         if not is_done(_audio(clip), version)
     ]
-    logging.info('%s: %d of %d versions to tokenize', path, len(jobs), versions * len(recordings))
-    advance(versions * len(clips) - len(jobs))
+    whole = sum(count(_audio(clip)) for clip in clips)
+    logging.info('%s: %d of %d versions to tokenize', path, len(jobs), whole)
+    advance(whole - len(jobs))
 
     def heard(clip: Clips, version: int) -> tuple[dict[str, Any], np.ndarray] | None:
         """A line without its codes, and the audio to tokenize."""
@@ -254,10 +259,17 @@ def _checked(line: bytes, where: str) -> dict[str, Any]:
     fields = {'version': 0, 'offset': 0.0, **fields}
     for name, accepted in (('version', values.COUNT), ('offset', values.NOT_NEGATIVE)):
         values.number(fields[name], f'{where}: {name}', accepted, remedy)
-    for i, code in enumerate(codes):
-        values.number(code, f'{where}: codes[{i}]', values.COUNT, remedy)
-    fields['codes'] = np.asarray(codes, np.int32)
+    fields['codes'] = _as_codes(codes, where, remedy)
     return fields
+
+
+def _as_codes(codes: list, where: str, remedy: str) -> np.ndarray:
+    """int32 (n,). All at once: a store has 45,000 codes for every hour of speech."""
+    array = np.asarray(codes) if all(type(code) is int for code in codes) else None
+    if array is None or array.size and not 0 <= array.min() <= array.max() <= values.LARGEST:
+        for i, code in enumerate(codes):
+            values.number(code, f'{where}: codes[{i}]', values.COUNT, remedy)
+    return np.asarray(codes, np.int32)
 
 
 def _repaired_lines(path: Path) -> list[dict[str, Any]]:

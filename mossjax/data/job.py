@@ -165,14 +165,11 @@ def _codes(job: Job, needed: dict[str, int], path: Path, encoder, tally: Tally, 
     if not needed:
         return CodesStore({})
     path.parent.mkdir(parents=True, exist_ok=True)
-    advance, opened, store = bar('codes', sum(needed.values())), _Late(encoder), None
-    for count in sorted(set(needed.values())):
-        store = tokenize_recordings(
-            opened, [Recording(audio) for audio, n in needed.items() if n == count], path,
-            versions=count, seed=job.seed, fingerprint=job.fingerprint, refused=tally.unread,
-            advance=advance,
-        )  # fmt: skip
-    return store
+    return tokenize_recordings(
+        _Late(encoder), [Recording(audio) for audio in needed], path, versions=needed,
+        seed=job.seed, fingerprint=job.fingerprint, refused=tally.unread,
+        advance=bar('codes', sum(needed.values())),
+    )  # fmt: skip
 
 
 class _Late:

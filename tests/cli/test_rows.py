@@ -73,7 +73,7 @@ def test_a_damaged_recording_is_listed_and_the_others_kept(nano, folder, tmp_pat
         assert '  examples    3: asr 3\n' in said.out
         assert '1  audio that cannot be read [asr]: 002.user.wav\n' in said.out
         assert '1 recordings cannot be read; the rows hold what the others give' in said.err
-        assert said.err.count('002.user.wav') == 1 and 'Traceback' not in said.err
+        assert '/002.user.wav is not audio' in said.err and 'Traceback' not in said.err
     assert open_rows(str(tmp_path / 'out')).metadata['examples'] == 3
 
 

@@ -319,10 +319,12 @@ def test_bad_stores(recordings, tmp_path):
     tokenize_recordings(Peaks(), recordings[:1], path, versions=1, fingerprint='a')
     with pytest.raises(InputError, match="'fingerprint': 'a'.*'fingerprint': 'b'"):
         tokenize_recordings(Peaks(), recordings[:1], path, versions=1, fingerprint='b')
-    for line in ({'path': 'a'}, [3], {'path': 'a', 'codes': [10**20]},
+    for line in ({'path': 'a'}, [3], {'path': 'a', 'codes': [1, 10**20]},
+                 {'path': 'a', 'codes': [1, -1]}, {'path': 'a', 'codes': [1, True]},
+                 {'path': 'a', 'codes': [1, [2]]}, {'path': 'a', 'codes': [2.5]},
                  {'path': 'a', 'codes': [1], 'offset': 'x'}):  # fmt: skip
         path.write_text(json.dumps(line) + '\n')
-        with pytest.raises(InputError, match=r'codes\.jsonl:1: expected'):
+        with pytest.raises(InputError, match=r'codes\.jsonl:1: '):
             CodesStore.open(path)
 
 
