@@ -16,11 +16,9 @@ from pathlib import Path
 
 from mossjax.data.drafts import Reject
 from mossjax.errors import InputError
+from mossjax.infer.formats.names import SUFFIXES
 
-# What a recording may be called; whether it can be read is seen when it is.
-AUDIO = frozenset(
-    '.wav .flac .ogg .oga .opus .mp3 .m4a .aac .mp4 .webm .wma .aif .aiff .aifc .au .caf'.split()
-)
+AUDIO = frozenset(f'.{suffix}' for suffix in SUFFIXES)
 TABLES = ('.csv', '.tsv')
 METADATA = ('metadata.csv', 'metadata.tsv', 'metadata.jsonl')
 # The first that is there is taken.

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from mossjax.cli.named import SUFFIXES, recording
+from mossjax.cli.named import recording
 from mossjax.errors import InputError
+from mossjax.infer.formats.names import SUFFIXES
 
 
 @pytest.fixture
