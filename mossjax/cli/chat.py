@@ -27,8 +27,9 @@ import pathlib
 from absl import flags
 import numpy as np
 
+from mossjax import values
 from mossjax.cli import lines, talk
-from mossjax.cli.common import READ_FILE, READ_FOLDER, WRITE_FILE, path_flag
+from mossjax.cli.common import READ_FILE, READ_FOLDER, WRITE_FILE, number_flag, path_flag
 from mossjax.errors import InputError
 from mossjax.files import replacing
 from mossjax.infer import audio
@@ -62,11 +63,11 @@ _SYSTEM = flags.DEFINE_string(
 _GREEDY = flags.DEFINE_bool(
     'greedy', False, 'Always take the likeliest token instead of drawing.', flag_values=FLAGS
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the random draws.', flag_values=FLAGS)
-_LONGEST = flags.DEFINE_integer(
+_SEED = number_flag('seed', 0, 'Of the random draws.', values.SEED, FLAGS)
+_LONGEST = number_flag(
     'max_new_tokens', None, 'Longest reply in grid rows, 12.5 a second of speech; the '
-    "checkpoint's own limit by default.", flag_values=FLAGS,
-)  # fmt: skip
+    "checkpoint's own limit by default.", values.SIZE, FLAGS,
+)
 _ADAPTER = path_flag(
     'adapter', None, "Directory of a LoRA adapter in PEFT's layout to answer with.", READ_FOLDER,
     FLAGS,
