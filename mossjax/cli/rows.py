@@ -49,8 +49,15 @@ import pathlib
 
 from absl import flags
 
-from mossjax import paths
-from mossjax.cli.common import READ_FILE, READ_FOLDER, WRITE_FILE, WRITE_FOLDER, path_flag
+from mossjax import paths, values
+from mossjax.cli.common import (
+    READ_FILE,
+    READ_FOLDER,
+    WRITE_FILE,
+    WRITE_FOLDER,
+    number_flag,
+    path_flag,
+)
 from mossjax.errors import InputError
 
 TABLES = ('.csv', '.tsv', '.jsonl', '.txt')
@@ -85,22 +92,19 @@ _RECIPE = flags.DEFINE_enum(
 _OUT = path_flag(
     'out', None, 'Directory of the rows; made if missing.', WRITE_FOLDER, FLAGS, required=True
 )
-_LENGTH = flags.DEFINE_integer(
+_LENGTH = number_flag(
     'length', None, "Positions of a row; a quarter of the model's by default (10,240 of the "
     'released one), at least 256 where it has them. Data sets that are trained together need one '
-    'length.', lower_bound=16, flag_values=FLAGS,
-)  # fmt: skip
-_VERSIONS = flags.DEFINE_integer(
+    'length.', values.Range(16, values.LARGEST, whole=True), FLAGS,
+)
+_VERSIONS = number_flag(
     'versions', 1, 'How often each recording is heard: once as it is, then shifted by up to 70 ms '
     'and noisy, which changes about half of its codes. Worth it for small corpora (8). For sft, '
     'asr, interleaved and speech; what a reply says is always the recording as it is.',
-    lower_bound=1, upper_bound=1000, flag_values=FLAGS,
-)  # fmt: skip
+    values.Range(1, 1000, whole=True), FLAGS,
+)
 _MODES = flags.DEFINE_list('modes', ['s2s', 's2t', 't2s', 't2t'], 'Of sft.', flag_values=FLAGS)
-_SEED = flags.DEFINE_integer(
-    'seed', 0, 'Of everything that is drawn.', lower_bound=0, upper_bound=2**32 - 1,
-    flag_values=FLAGS,
-)  # fmt: skip
+_SEED = number_flag('seed', 0, 'Of everything that is drawn.', values.SEED, FLAGS)
 _CODES = path_flag(
     'codes', None, 'File of the codes, OUT/codes.jsonl by default. Name one file for several '
     'recipes of the same recordings, and each is tokenized once.', WRITE_FILE, FLAGS,

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import csv
 import dataclasses
 import io
-import json
 import os
 from pathlib import Path
 
 from mossjax.data.drafts import Reject
 from mossjax.errors import InputError
+from mossjax.values import parse_json
 
 # What a recording may be called; whether it can be read is seen when it is.
 AUDIO = frozenset(
@@ -131,12 +131,12 @@ def _jsonl(table: Path, content: str) -> Iterator[list[str]]:
     for number, line in enumerate(content.split('\n'), 1):
         if not line.strip():
             continue
-        try:
-            lines.append({str(k): v for k, v in json.loads(line).items()})
-        except (ValueError, AttributeError) as error:
+        fields = parse_json(line, f'{table}:{number}', 'Write one object a line.')
+        if not isinstance(fields, dict):
             raise InputError(
-                f'{table}:{number}: expected an object {{"file_name": ..., "text": ...}} ({error})'
-            ) from None
+                f'{table}:{number}: expected an object {{"file_name": ..., "text": ...}}'
+            )
+        lines.append(fields)
     names = list(dict.fromkeys(name for line in lines for name in line))
     yield names
     for line in lines:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mossjax.data.codes import CodesStore
+from mossjax.data.folder import read_folder
 from mossjax.data.labels import Inventory
 from mossjax.data.manifest import read_manifest
 from mossjax.infer.assets import Clip, Fact, _parse
@@ -48,9 +49,40 @@ def _codes(folder: Path) -> dict:
 
 
 def _codes_right(folder: Path, result: dict) -> bool:
-    lines = (folder / 'c.jsonl').read_bytes().split(b'\n')[:-1]
-    want = sorted(json.loads(line)['codes'] for line in lines)
-    return sorted(codes for found in result.values() for codes, _ in found) == want
+    """Of several lines about one version, the last counts."""
+    found = [json.loads(line) for line in (folder / 'c.jsonl').read_bytes().split(b'\n')[:-1]]
+    last = {(Path(x['path']).name, x.get('version', 0)): x['codes'] for x in found}
+    got = [codes for versions in result.values() for codes, _ in versions]
+    return sorted(got) == sorted(last.values())
+
+
+TABLE = (
+    {'file_name': 'a.wav', 'text': 'what is three plus four', 'speaker': 'slt'},
+    {'file_name': 'b.wav', 'text': 'seven', 'speaker': 'rms'},
+)  # fmt: skip
+
+
+def _recordings(folder: Path) -> None:
+    """Files that are there; nothing opens them to find out what is said in them."""
+    for name in ('a.wav', 'b.wav'):
+        (folder / name).write_bytes(b'RIFF')
+
+
+def _jsonl_table(folder: Path) -> None:
+    _recordings(folder)
+    lines('metadata.jsonl', *TABLE)(folder)
+
+
+def _csv_table(folder: Path) -> None:
+    _recordings(folder)
+    rows = [','.join(TABLE[0]), *(','.join(line.values()) for line in TABLE)]
+    (folder / 'metadata.csv').write_text('\n'.join(rows) + '\n')
+
+
+def _table(folder: Path) -> Any:
+    found = read_folder(folder)
+    entries = [dataclasses.asdict(entry) for entry in found.entries]
+    return json.loads(json.dumps(entries).replace(str(folder.resolve()), '')), len(found.rejects)
 
 
 def _text(folder: Path) -> Any:
@@ -62,6 +94,8 @@ SEEDS = (
     Seed('manifest', 'm.jsonl', 'jsonl', lines('m.jsonl', *MANIFEST), _manifest, _manifest_right,
          weight=5),
     Seed('codes', 'c.jsonl', 'jsonl', lines('c.jsonl', *CODES), _codes, _codes_right, weight=5),
+    Seed('table of a folder, JSONL', 'metadata.jsonl', 'jsonl', _jsonl_table, _table),
+    Seed('table of a folder, CSV', 'metadata.csv', 'binary', _csv_table, _table),
     Seed('labels', 'labels.json', 'json', lines('labels.json', {'labels': ['a', 'b', 'pau']}),
          lambda f: Inventory.open(f / 'labels.json').labels),
     Seed('world.json', 'world.json', 'json', copy(NANO / 'world.json'),
