@@ -72,6 +72,7 @@ _SHARD_GB = number_flag(
 
 def main(args: list[str]) -> int | None:
     from mossjax.convert import kinds, transfer
+    from mossjax.convert.source import DECODER, TOKENIZER
     from mossjax.files import read_json
 
     if _VERIFY.value:
@@ -96,11 +97,11 @@ def main(args: list[str]) -> int | None:
     paper = transfer.convert(source, args[1], options, progress_bar)
     if source.left:
         print(f'left behind: {", ".join(source.left)}')
-    if source.kind.name == kinds.TOKENIZER and not any(
-        pathlib.Path(name).name == kinds.DECODER for name in source.files
+    if source.kind.name == TOKENIZER and not any(
+        pathlib.Path(name).name == DECODER for name in source.files
     ):
         print(
-            f'{args[1]} has no {kinds.DECODER}/ and can hear, not speak; --companions CODEC takes '
+            f'{args[1]} has no {DECODER}/ and can hear, not speak; --companions CODEC takes '
             'the decoder of another codec along'
         )
     proved = f', all read back equal; {args[1]}/certificate.json' if paper else ''

@@ -83,6 +83,6 @@ def size_doubts(config: LMConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
         layers = {re.match(rf'model\.{module}\.layers\.(\d+)\.', name) for name in shapes}
         found[key] = len({match[1] for match in layers if match})
     return ', '.join(
-        f'{key} is {getattr(config, key)} there and {size} in the weights'
+        f'{key} is {getattr(config, key)} in config.json, {size} in the weights'
         for key, size in found.items() if size and getattr(config, key) != size
     )

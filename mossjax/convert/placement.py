@@ -16,6 +16,8 @@ import numpy as np
 from mossjax.convert import kinds, rules
 from mossjax.convert.orbax_tensors import OrbaxTensors
 from mossjax.convert.rules import Rule
+from mossjax.convert.source import LANGUAGE_MODEL, ORBAX
+from mossjax.convert.weight_files import Tensors
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
 
@@ -47,8 +49,8 @@ def open_lm(directory: str | Path, put: Put | None = None) -> tuple[LMConfig, di
         do not fit; raised before any weight is read.
     """
     source = kinds.open_source(directory)
-    if source.kind.name != kinds.LANGUAGE_MODEL or source.choices.get('start') == 'qwen3' and (
-        source.becomes == kinds.ORBAX
+    if source.kind.name != LANGUAGE_MODEL or source.choices.get('start') == 'qwen3' and (
+        source.becomes == ORBAX
     ):
         raise InputError(
             f'{directory} holds no MOSS-Speech language model ({source.kind.name}); a Qwen3 model '
@@ -59,7 +61,7 @@ def open_lm(directory: str | Path, put: Put | None = None) -> tuple[LMConfig, di
 
 
 def place(
-    table: Sequence[Rule], tensors: kinds.Tensors, shapes: Mapping, put: Put | None = None
+    table: Sequence[Rule], tensors: Tensors, shapes: Mapping, put: Put | None = None
 ) -> dict:
     """The parameter dict of checked tensors, leaf by leaf."""
     put = put or on_host()
@@ -109,7 +111,7 @@ def on_devices(placed: Mapping, dtype=None, read: Callable[[int], None] = lambda
 # --------------------------------------------------------------------------------------- views
 
 
-def view(rule: Rule, tensors: kinds.Tensors, shape: tuple[int, ...]) -> View:
+def view(rule: Rule, tensors: Tensors, shape: tuple[int, ...]) -> View:
     """The parameter of a rule, whichever form it is stored in."""
     if isinstance(tensors, OrbaxTensors):
         return tensors.view(rule)
@@ -121,7 +123,7 @@ class _Gathered:
     """A parameter whose layers are tensors of a Hugging Face checkpoint."""
 
     rule: Rule
-    tensors: kinds.Tensors
+    tensors: Tensors
     shape: tuple[int, ...]
 
     @property

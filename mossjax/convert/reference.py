@@ -17,6 +17,7 @@ import numpy as np
 
 from mossjax.convert import kinds, qwen3
 from mossjax.convert.placement import on_host, place
+from mossjax.convert.source import LANGUAGE_MODEL, Source
 from mossjax.files import available_memory
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import AUDIO, TEXT
@@ -47,7 +48,7 @@ class Comparison:
         ]  # fmt: skip
 
 
-def compare(original: kinds.Source, made: Path, cast: bool = False) -> Comparison:
+def compare(original: Source, made: Path, cast: bool = False) -> Comparison:
     """Logits of a converted directory against those of its source, one of them by torch.
 
     Args:
@@ -55,7 +56,7 @@ def compare(original: kinds.Source, made: Path, cast: bool = False) -> Compariso
       made: the directory they were written to.
       cast: those tensors are in another dtype than the files of `original`.
     """
-    if original.kind.name != kinds.LANGUAGE_MODEL:
+    if original.kind.name != LANGUAGE_MODEL:
         return Comparison({}, f'a {original.kind.name} has none')
     try:
         torch, layers = _torch()
@@ -179,7 +180,7 @@ def _qwen3_logits(torch, path: Path, grid) -> np.ndarray:
         return model.eval()(torch.from_numpy(grid[..., TEXT])).logits.numpy()
 
 
-def _our_logits(source: kinds.Source, grid) -> dict[str, np.ndarray]:
+def _our_logits(source: Source, grid) -> dict[str, np.ndarray]:
     net = source.kind.network  # with the settings that stand beside these weights
     positions = np.arange(grid.shape[1])[None]
     with jax.default_device(jax.devices('cpu')[0]), jax.default_matmul_precision('highest'):

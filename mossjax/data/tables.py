@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import csv
 import dataclasses
 import io
-import json
 import os
 from pathlib import Path
 
 from mossjax.data.drafts import Reject
 from mossjax.errors import InputError
 from mossjax.infer.formats.names import SUFFIXES
+from mossjax.values import parse_json
 
 AUDIO = frozenset(f'.{suffix}' for suffix in SUFFIXES)
 TABLES = ('.csv', '.tsv')
@@ -129,12 +129,12 @@ def _jsonl(table: Path, content: str) -> Iterator[list[str]]:
     for number, line in enumerate(content.split('\n'), 1):
         if not line.strip():
             continue
-        try:
-            lines.append({str(k): v for k, v in json.loads(line).items()})
-        except (ValueError, AttributeError) as error:
+        fields = parse_json(line, f'{table}:{number}', 'Write one object a line.')
+        if not isinstance(fields, dict):
             raise InputError(
-                f'{table}:{number}: expected an object {{"file_name": ..., "text": ...}} ({error})'
-            ) from None
+                f'{table}:{number}: expected an object {{"file_name": ..., "text": ...}}'
+            )
+        lines.append(fields)
     names = list(dict.fromkeys(name for line in lines for name in line))
     yield names
     for line in lines:

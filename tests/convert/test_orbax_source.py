@@ -40,11 +40,11 @@ def without(key):
 
 
 EDITS = {
-    'width': (config(hidden_size=34), 'hidden_size is 34 there and 32 in the weights'),
+    'width': (config(hidden_size=34), 'hidden_size is 34 in config.json, 32 in the weights'),
     'depth': (config(num_shared_layers=2, num_hidden_layers=4),
-              'num_shared_layers is 2 there and 3 in the weights'),
+              'num_shared_layers is 2 in config.json, 3 in the weights'),
     'heads': (config(num_attention_heads=8), r'q_proj.weight is \(72, 32\), expected \(96, 32\)'),
-    'words': (config(audio_vocab_size=41), 'audio_vocab_size is 41 there and 40'),
+    'words': (config(audio_vocab_size=41), 'audio_vocab_size is 41 in config.json, 40'),
     'absurd': (config(intermediate_size=10**13), 'intermediate_size'),
     'endless': (config(rms_norm_eps=float('inf')), 'rms_norm_eps is inf'),
     'no configuration': (without('configs'), 'holds no configuration'),

@@ -240,5 +240,5 @@ def test_sizes_that_no_memory_holds_are_seen_in_the_headers(key, value, more, mo
     folder = renamed(tmp_path / 'x', model, lambda n: n)
     content = json.loads((folder / 'config.json').read_text())
     (folder / 'config.json').write_text(json.dumps({**content, key: value, **more}))
-    with pytest.raises(InputError, match=f'{key} is {value} there and [0-9]+ in the weights'):
+    with pytest.raises(InputError, match=f'{key} is {value} in config.json, [0-9]+ in the weights'):
         kinds.open_source(folder)

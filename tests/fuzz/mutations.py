@@ -30,7 +30,7 @@ def mutate(data: bytes, kind: str, rng: random.Random) -> tuple[bytes, bool]:
       kind: 'json', 'jsonl', 'yaml', 'safetensors', 'zip', or 'binary'.
     """
     same = True
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+    for _ in range(rng.choice((1, 1, 1, 1, 2, 4))):
         data, kept = _once(data, kind, rng)
         same = same and kept
     return data, same
