@@ -83,14 +83,19 @@ class Signalling(ToyTask):
 
 
 class Limited(ToyTask):
-    """From its first batch on, this process can write no file longer than `limit` bytes."""
+    """Once it trains, this process can write no file longer than `limit` bytes.
+
+    The first batch is read before a workdir is looked at, the second when all is open.
+    """
 
     def __init__(self, limit):
         super().__init__()
-        self.limit = limit
+        self.limit, self.read = limit, 0
 
     def batch(self, step):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+        self.read += 1
+        if self.read > 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
         return super().batch(step)
 
 
