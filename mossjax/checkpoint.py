@@ -12,6 +12,7 @@ import importlib.metadata
 import logging as logging_lib
 import os
 import shutil
+import sys
 from typing import Any
 
 from absl import logging
@@ -67,7 +68,6 @@ class Checkpoints:
             steps.remove_unfinished(self.directory)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._bytes = 0  # of the last save
-        self._failed = False
         _full_in_threads.clear()
         with _disk(self.directory):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -86,7 +86,7 @@ class Checkpoints:
         empty = [name for name in TREES if name not in args]
         content = {**meta, 'step': step, 'versions': versions(), 'empty': empty}
         self._bytes = sum(x.nbytes for x in jax.tree.leaves([items[name] for name in args]))
-        with self._writing():
+        with _disk(self.directory, self._bytes):
             self._manager.save(step, args=ocp.args.Composite(
                 **args, meta=ocp.args.JsonSave(content)
             ))
@@ -97,30 +97,14 @@ class Checkpoints:
         Raises:
           InputError: the disk took no more.
         """
-        with self._writing():
+        with _disk(self.directory, self._bytes):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Waits and releases; raises as `wait` does.
-
-        What a failed save has left is removed, which on a full disk gives room.
-        """
-        try:
-            with self._writing():
-                self._manager.close()
-        finally:
-            if self._failed and jax.process_count() == 1:
-                steps.remove_unfinished(self.directory)
-
-    @contextlib.contextmanager
-    def _writing(self):
-        try:
-            with _disk(self.directory, self._bytes):
-                yield
-        except Exception:
-            self._failed = True
-            raise
+        """Waits and releases; raises as `wait` does."""
+        with _disk(self.directory, self._bytes):
+            self._manager.close()
 
     def restore(self, abstract: Mapping[str, Any], step: int | None = None) -> tuple[dict, dict]:
         """See `restore`."""
@@ -223,11 +207,23 @@ def _disk(directory, needed: int = 0):
         if cause is None:
             raise
         logging.error('%s', cause)
+        _drop_late_traces()
         raise InputError(
             f'{directory}: the disk takes no more while a checkpoint is written. Earlier '
             'checkpoints there are intact: free space (or lower config.keep) and run the '
             'same command again to resume from the last one'
         ) from error
+
+
+def _drop_late_traces() -> None:
+    """Writes that end after a failed save find its event loops closed, and print that."""
+    shown = sys.excepthook
+
+    def hook(kind, error, trace):
+        if str(error) != 'Event loop is closed':
+            shown(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _full_disk(error: BaseException | None) -> BaseException | None:

@@ -24,6 +24,7 @@ from experiments.nano.configs import stage2
 from experiments.nano.stages import CODES, LANGUAGE_MODEL, ROW_LENGTH
 from experiments.proofs import record
 from mossjax.checkpoint import Checkpoints
+from mossjax.data.pipeline import Whole
 from mossjax.models.lm.config import LMConfig
 from mossjax.train import metrics
 from mossjax.train.lm_task import LMTask
@@ -87,7 +88,7 @@ def train(workdir: Path, kill: bool) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return make(step)
 
-    fit(LMTask(sizes, batch), config, workdir)
+    fit(LMTask(sizes, Whole(batch)), config, workdir)
 
 
 def apart(workdir: Path, *more: str) -> int:
@@ -118,7 +119,7 @@ def stored(workdir: Path, step: int) -> dict:
 
     config = run_config()
     plan = state.plan(
-        LMTask(model(), lambda step: {}), OptimConfig(**config.optim), STEPS,
+        LMTask(model(), None), OptimConfig(**config.optim), STEPS,
         make_mesh(MeshConfig(), jax.devices()[:1]), rules.preset(config.rules),
     )  # fmt: skip
     checkpoints = Checkpoints(workdir / 'checkpoints')

@@ -2,12 +2,12 @@
 
 Global batch i is a function of (seed, i): rows [i*b, (i+1)*b) of an endless sequence in which the
 data sets are mixed by weight and each is shuffled anew every epoch by an index permutation. A
-host reads its own slice of it, so the global batch is the same on any number of hosts and a run
-that resumes needs nothing but its step.
+host asks for the rows of it that its devices hold, by number (`parallel.rows`), so the global batch
+is the same on any topology and a run that resumes needs nothing but its step.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 import zlib
@@ -16,8 +16,26 @@ import numpy as np
 
 from mossjax.data.rows import FIELDS, Row
 from mossjax.errors import InputError
+from mossjax.values import POSITIVE, SIZE, number
 
 T = TypeVar('T')
+
+
+Batch = dict[str, np.ndarray]
+
+
+class Batches(Protocol):
+    """Global batches by step, read by row."""
+
+    def size(self, step: int) -> int:
+        """Rows of global batch `step`."""
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """The rows of global batch `step` with these numbers, all of them by default.
+
+        Every array has the rows as first axis; nothing else of it depends on which rows are asked
+        for, padded lengths among it.
+        """
 
 
 class Source(Protocol):
@@ -38,36 +56,51 @@ class RowBatches:
         seed: int,
         *,
         weights: Mapping[str, float] | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
     ):
         """Args:
           sources: name -> rows; all of one row length.
           batch_size: rows of a global batch.
           seed: of shuffling; each source has an order of its own.
           weights: name -> share of rows (any scale); every row equally often if None.
-          process_index, process_count: this host reads the process_index-th slice of a batch.
 
         Raises:
           InputError: names of sources and weights differ, a weight is not positive, a source is
-            empty or has another row length, or the batch does not divide among the hosts.
+            empty or has another row length.
         """
         weights = {k: len(v) for k, v in sources.items()} if weights is None else dict(weights)
-        _check(sources, weights, batch_size, process_index, process_count)
+        _check(sources, weights, batch_size)
         self._rows = _mixture(sources, weights, seed)
         self._batch_size = batch_size
-        self._share = batch_size // process_count
-        self._first = process_index * self._share
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This host's rows of global batch `step`: int32 (b, T, 2) or (b, T)."""
-        first = step * self._batch_size + self._first
-        rows = [self._rows[i] for i in range(first, first + self._share)]
-        return {key: np.stack([row[key] for row in rows]) for key in FIELDS}
+    def size(self, step: int) -> int:
+        """Rows of a global batch, the same at every step."""
+        del step
+        return self._batch_size
 
-    def iterate(self, start_step: int = 0, **prefetching: Any) -> Iterator[dict[str, np.ndarray]]:
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """See `Batches`; int32 (b, T, 2) or (b, T)."""
+        first = step * self._batch_size
+        chosen = range(self._batch_size) if rows is None else rows
+        found = [self._rows[first + int(row)] for row in chosen]
+        return {key: np.stack([row[key] for row in found]) for key in FIELDS}
+
+    def iterate(self, start_step: int = 0, **prefetching: Any) -> Iterator[Batch]:
         """Batches from `start_step` on, without end, read ahead by threads (see `prefetch`)."""
         return prefetch(self.batch, start_step, **prefetching)
+
+
+class Whole:
+    """Batches that a function of the step makes whole, rows drawn at random, say."""
+
+    def __init__(self, make: Callable[[int], Batch]):
+        self._make = make
+
+    def size(self, step: int) -> int:
+        return len(next(iter(self._make(step).values())))
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        batch = self._make(step)
+        return batch if rows is None else {name: x[rows] for name, x in batch.items()}
 
 
 def prefetch(
@@ -106,7 +139,7 @@ def _mixture(sources: Mapping[str, Source], weights: Mapping[str, float], seed: 
     )
 
 
-def _check(sources, weights, batch_size, process_index, process_count) -> None:
+def _check(sources, weights, batch_size) -> None:
     if not sources:
         raise InputError('no data sets given; name at least one.')
     if set(sources) != set(weights):
@@ -116,19 +149,10 @@ def _check(sources, weights, batch_size, process_index, process_count) -> None:
         )
     lengths = {}
     for name, source in sources.items():
-        if not weights[name] > 0:
-            raise InputError(
-                f'data set {name!r} has weight {weights[name]}; leave it out or make it positive.'
-            )
+        number(weights[name], f'the weight of data set {name!r}', POSITIVE, 'or leave it out')
         if not len(source):
             raise InputError(f'data set {name!r} is empty; write it anew or leave it out.')
         lengths[name] = source[0]['tokens'].shape[0]
     if len(set(lengths.values())) > 1:
         raise InputError(f'data sets have different row lengths {lengths}; pack them to one.')
-    if batch_size <= 0 or batch_size % process_count:
-        raise InputError(
-            f'batch of {batch_size} rows does not divide among {process_count} hosts; '
-            f'use a multiple of {process_count}.'
-        )
-    if not 0 <= process_index < process_count:
-        raise InputError(f'process_index {process_index} is not below {process_count}.')
+    number(batch_size, 'rows of a batch', SIZE)

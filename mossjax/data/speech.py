@@ -2,12 +2,11 @@
 
 Recordings are grouped by length into a few buckets, so that few shapes are compiled; a batch
 comes from one bucket and holds about the same seconds of audio whichever it is. In an epoch every
-recording appears `weight` times. Batch i is a function of (seed, i) and the same on any number of
-hosts.
+recording appears `weight` times. Batch i is a function of (seed, i) and the same on any topology;
+rows of it are read by number, see `pipeline.Batches`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import functools
 
 import numpy as np
@@ -16,6 +15,7 @@ from mossjax.data.clips import Clips, fit
 from mossjax.data.codes import CodesStore
 from mossjax.data.labels import Inventory, Transcripts
 from mossjax.data.manifest import Recording
+from mossjax.data.pipeline import Batch
 from mossjax.data.rows import IGNORE
 from mossjax.errors import InputError
 
@@ -24,7 +24,6 @@ MOST_EDGES = 1024  # padded lengths that are considered
 FRAMES_PER_SECOND = 50
 FRAME_SAMPLES = 320  # of such a frame, at 16 kHz
 
-Batch = dict[str, np.ndarray]
 Weight = Callable[[Recording], int]
 
 
@@ -37,14 +36,6 @@ def equal(recording: Recording) -> int:
 def by_key(key: str, table: Mapping[str, int]) -> Weight:
     """Weight from an extra key of the manifest: by_key('kind', {'answer': 6}); 1 if not listed."""
     return lambda recording: table.get(recording.extra.get(key), 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Host:
-    """Which part of a global batch this process reads."""
-
-    index: int = 0
-    count: int = 1
 
 
 class Schedule:
@@ -67,7 +58,7 @@ class Schedule:
           budget: padded length of a batch in all; at least `rows_multiple` rows are taken.
           buckets: how many padded lengths there may be.
           unit: padded lengths are multiples of it.
-          rows_multiple: rows of a batch are a multiple of it (devices, hosts).
+          rows_multiple: rows of a batch are a multiple of it (devices that hold rows).
 
         Raises:
           InputError: a weight is not a whole number, or nothing is left.
@@ -93,6 +84,10 @@ class Schedule:
     def bucket_of(self, length: int) -> int:
         """The bucket whose padded length a recording of `length` gets."""
         return int(np.searchsorted(self.lengths, length))
+
+    def size(self, step: int) -> int:
+        """Rows of global batch `step`."""
+        return len(self.batch(step)[1])
 
     def batch(self, step: int) -> tuple[int, np.ndarray]:
         """(padded length, int64 (b,) indices of the recordings)."""
@@ -158,34 +153,36 @@ class TokenizerBatches:
         weight: Weight = equal,
         buckets: int = 4,
         rows_multiple: int = 1,
-        host: Host = Host(),
     ):
         """Args:
           clips: at 16 kHz.
           seconds: padded audio in a global batch.
           room: seconds of silence kept after each recording, for a task that delays it.
           weight: recording -> appearances in an epoch.
-          rows_multiple: rows of a global batch are a multiple of it; itself one of host.count.
+          rows_multiple: rows of a global batch are a multiple of it.
         """
         unit = _unit(clips, 16_000)
-        _check_host(rows_multiple, host)
         longest = clips.lengths + round(room * clips.rate)
         self.schedule = Schedule(
             longest, [weight(r) for r in clips.recordings], budget=int(seconds * clips.rate),
             seed=seed, buckets=buckets, unit=unit, rows_multiple=rows_multiple,
         )  # fmt: skip
-        self._clips, self._inventory, self._host = clips, inventory, host
+        self._clips, self._inventory = clips, inventory
         self._targets = [inventory.sequence(r) for r in clips.recordings]
         self._widths = _widest(self.schedule, longest, [len(t) for t in self._targets])
         self._texts = transcripts and [transcripts.sequence(r) for r in clips.recordings]
         if self._texts:
             self._text_widths = _widest(self.schedule, longest, [len(t) for t in self._texts])
 
-    def batch(self, step: int) -> Batch:
-        """This host's part of global batch `step`."""
+    def size(self, step: int) -> int:
+        """See `pipeline.Batches`."""
+        return self.schedule.size(step)
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """See `pipeline.Batches`."""
         width, indices = self.schedule.batch(step)
-        rows = [self._row(int(indices[at]), width) for at in _mine(indices, self._host)]
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        chosen = indices if rows is None else indices[np.asarray(rows)]
+        return _stacked([self._row(int(i), width) for i in chosen])
 
     def _row(self, i: int, width: int) -> Batch:
         wav, target = self._clips.read(i), self._targets[i]
@@ -223,11 +220,9 @@ class DecoderBatches:
         undisturbed: float = 0.0,
         buckets: int = 4,
         rows_multiple: int = 1,
-        host: Host = Host(),
     ):
         """Args: as `TokenizerBatches`, with clips at 24 kHz and their codes."""
         self._unit = _unit(clips, 24_000)
-        _check_host(rows_multiple, host)
         self._versions = [codes.versions(r.audio) for r in clips.recordings]
         longest = [max(len(v.codes) for v in versions) for versions in self._versions]
         self.schedule = Schedule(
@@ -235,18 +230,21 @@ class DecoderBatches:
             budget=int(seconds * clips.rate / self._unit), seed=seed, buckets=buckets,
             rows_multiple=rows_multiple,
         )  # fmt: skip
-        self._clips, self._seed, self._host = clips, seed, host
+        self._clips, self._seed = clips, seed
         self._undisturbed = undisturbed
 
-    def batch(self, step: int) -> Batch:
-        """This host's part of global batch `step`."""
+    def size(self, step: int) -> int:
+        """See `pipeline.Batches`."""
+        return self.schedule.size(step)
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """See `pipeline.Batches`."""
         width, indices = self.schedule.batch(step)
-        rows = [
-            # By place in the global batch, which no number of hosts changes.
-            self._row(int(indices[at]), width, np.random.default_rng([self._seed, step, at]))
-            for at in _mine(indices, self._host)
-        ]
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        return _stacked([
+            # By place in the global batch, whoever asks.
+            self._row(int(indices[at]), width, np.random.default_rng([self._seed, step, int(at)]))
+            for at in (range(len(indices)) if rows is None else rows)
+        ])
 
     def _row(self, i: int, width: int, rng: np.random.Generator) -> Batch:
         versions = self._versions[i]
@@ -267,18 +265,8 @@ def _unit(clips: Clips, rate: int) -> int:
     return CODE_SAMPLES[rate]
 
 
-def _check_host(rows_multiple: int, host: Host) -> None:
-    if rows_multiple % host.count or not 0 <= host.index < host.count:
-        raise InputError(
-            f'rows_multiple={rows_multiple} does not divide among {host.count} hosts (this is '
-            f'number {host.index}); use a multiple of {host.count}.'
-        )
-
-
-def _mine(indices: np.ndarray, host: Host) -> range:
-    """Places in the global batch that this host reads."""
-    share = len(indices) // host.count
-    return range(host.index * share, (host.index + 1) * share)
+def _stacked(rows: list[Batch]) -> Batch:
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def _widest(schedule: Schedule, lengths: np.ndarray, sizes: Sequence[int]) -> dict[int, int]:

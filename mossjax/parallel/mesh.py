@@ -57,16 +57,50 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
-    """The mesh over these devices (all by default), neighbours on the inner axes."""
+    """The mesh over these devices (all by default), neighbours on the inner axes.
+
+    TPU devices know their slice: the slices follow each other along `data`. Of others the order
+    given is kept.
+
+    Raises:
+      InputError: the sizes do not fit the number of devices or of slices.
+    """
     devices = jax.devices() if devices is None else devices
     data, fsdp, tensor = config.shape(len(devices))
-    if config.slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (data // config.slices, fsdp, tensor), (config.slices, 1, 1), devices=devices
-        )
-    elif devices[0].platform == 'tpu':
-        grid = mesh_utils.create_device_mesh((data, fsdp, tensor), devices=devices)
-    else:
-        grid = np.asarray(devices).reshape(data, fsdp, tensor)
+    within = (data // config.slices, fsdp, tensor)
+    grid = np.concatenate([_grid(within, part) for part in _by_slice(devices, config.slices)])
     # Auto: the compiler places what the rules leave open; stated because jax's default differs.
     return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def _by_slice(devices, slices: int) -> list[list]:
+    """The devices of each slice, in the order of the slices' numbers."""
+    found: dict[int, list] = {}
+    for device in devices:
+        found.setdefault(getattr(device, 'slice_index', None) or 0, []).append(device)
+    if slices == 1 and devices[0].platform != 'tpu':
+        return [list(devices)]
+    sizes = {number: len(found[number]) for number in sorted(found)}
+    if len(found) != slices:
+        raise InputError(
+            f'mesh: config.mesh.slices is {slices}, the {len(devices)} devices are of '
+            f'{len(found)} slices; set config.mesh.slices={len(found)}'
+        )
+    if len(set(sizes.values())) > 1:
+        raise InputError(
+            f'mesh: the slices have different numbers of devices, {sizes}; slices of one job must '
+            'be alike, and all of their hosts must have joined'
+        )
+    return [found[number] for number in sizes]
+
+
+def _grid(shape: tuple[int, int, int], devices: list) -> np.ndarray:
+    """Devices of one slice in this shape, such that inner axes are short ways on a TPU."""
+    if devices[0].platform != 'tpu':
+        return np.asarray(devices).reshape(shape)
+    try:
+        return mesh_utils.create_device_mesh(shape, devices=devices)
+    except NotImplementedError:  # an axis is no product of axes of the torus: one must be cut
+        return mesh_utils.create_device_mesh(
+            shape, devices=devices, allow_split_physical_axes=True
+        )

@@ -41,44 +41,6 @@ def shard(shapes: dict, axes: dict, mesh, rules) -> dict:
     return traverse_util.unflatten_dict(placed, sep='/')
 
 
-def rows(mesh, rules) -> NamedSharding:
-    """Sharding of batch arrays: the first axis divided over all row-holding devices."""
-    return NamedSharding(mesh, rules_lib.spec(('batch',), rules))
-
-
-def check_batch(batch: dict[str, np.ndarray], mesh, rules) -> None:
-    """This process's rows fit the mesh: they divide, and they are the ones its devices hold.
-
-    Raises:
-      InputError: naming the array or the mesh axis at fault.
-    """
-    sharding = rows(mesh, rules)
-    parts = math.prod(mesh.shape[a] for a in rules_lib.mesh_axes('batch', rules))
-    processes, process = jax.process_count(), jax.process_index()
-    held = {i[0].indices(parts)[0] for i in
-            sharding.addressable_devices_indices_map((parts,)).values()}
-    share = range(process * parts // processes, (process + 1) * parts // processes)
-    if held != set(share):
-        raise InputError(
-            f'mesh {dict(mesh.shape)}: process {process} does not hold rows of its own; the '
-            f'tensor axis must divide the {jax.local_device_count()} devices of one process'
-        )
-    for name, x in batch.items():
-        if x.ndim < 1 or x.shape[0] % len(held):
-            raise InputError(
-                f'batch array {name!r} of shape {x.shape}: its first axis must be a multiple of '
-                f'the {len(held)} row-holding devices of a process (mesh {dict(mesh.shape)})'
-            )
-
-
-def put_batch(batch: dict[str, np.ndarray], mesh, rules) -> dict[str, jax.Array]:
-    """This process's rows (its share, in process order) -> global arrays on the mesh."""
-    sharding = rows(mesh, rules)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()
-    }
-
-
 def check_shapes(given: dict, expected: dict, what: str) -> None:
     """Names and shapes of two trees agree.
 

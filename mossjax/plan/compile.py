@@ -56,8 +56,11 @@ class Memory:
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
-def devices(topology: str) -> list:
-    """Devices of an absent slice such as 'v5p:4x4x4' or 'v6e:8x8'.
+def devices(topology: str, slices: int = 1) -> list:
+    """Devices of an absent slice such as 'v5p:4x4x4' or 'v6e:8x8', or of several alike.
+
+    Asked for as it really is: four chips a host, and links that wrap around along each axis that
+    spans the torus (multiples of 4 on v5p, 16 on v5e and v6e).
 
     Raises:
       InputError: libtpu is not installed or does not know the slice.
@@ -66,13 +69,15 @@ def devices(topology: str) -> list:
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
-    sizes = [int(n) for n in re.findall(r'\d+', topology.partition(':')[2])]
-    host = {}
-    if math.prod(sizes) < 4:  # smaller than the host libtpu assumes
-        host = {'chips_per_host_bounds': tuple([*sizes, 1, 1][:3])}
+    generation, _, shape = topology.partition(':')
+    sizes = ([int(n) for n in re.findall(r'\d+', shape)] + [1, 1, 1])[:3]
+    whole = 4 if generation in ('v4', 'v5p') else 16
     try:
         described = topologies.get_topology_desc(
-            platform='tpu', topology_name=topology, **host
+            platform='tpu', topology_name=topology,
+            chips_per_host_bounds=tuple(map(min, sizes, (2, 2, 1))),
+            wrap=tuple(n % whole == 0 for n in sizes),
+            **({'num_slices': slices} if slices > 1 else {}),
         )
     except Exception as error:
         raise InputError(

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 
 from absl import logging
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -40,6 +39,8 @@ class SpeechData:
     Attributes:
       manifest: JSONL of recordings (`data.manifest`).
       seconds: padded audio in a global batch.
+      rows_multiple: rows of a global batch are a multiple of it: of the devices that hold rows, on
+        every mesh the run is ever to use.
       only: manifest key -> allowed values, e.g. {'speaker': ['slt']}; all recordings by default.
       weights: value of the manifest key `kind` -> appearances in an epoch, 1 if not listed.
       buckets: padded lengths, so compilations.
@@ -55,6 +56,7 @@ class SpeechData:
 
     manifest: str = path()
     seconds: float = ranged(Range(0, 1e6, above=True))
+    rows_multiple: int = ranged(Range(1, 65536, whole=True), 1)
     only: Mapping[str, list] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, int] = ranged(COUNT, default_factory=dict)
     buckets: int = ranged(Range(1, speech.MOST_EDGES, whole=True), 4)
@@ -84,8 +86,7 @@ class SpeechData:
         return {
             'seconds': self.seconds, 'seed': seed, 'buckets': self.buckets,
             'weight': speech.by_key('kind', dict(self.weights)),
-            'rows_multiple': jax.device_count(),
-            'host': speech.Host(jax.process_index(), jax.process_count()),
+            'rows_multiple': self.rows_multiple,
         }  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def tokenizer(config: ConfigDict, fresh: bool) -> Run:
     start, book = starts.tokenizer(config.init_from if fresh else '', model, chosen)
     task = TokenizerTask(
         model,
-        batches.batch,
+        batches,
         chosen,
         inputs=_choose(INPUTS, loss.inputs, 'loss.inputs'),
         commitment=_choose(COMMITMENT, loss.commitment, 'loss.commitment'),
@@ -206,7 +207,7 @@ def flow(config: ConfigDict, fresh: bool) -> Run:
     }  # fmt: skip
     task = FlowTask(
         model,
-        batches.batch,
+        batches,
         objective=_choose(objectives, loss.objective, 'loss.objective'),
         context=Context(chunk=loss.chunk or None),
         statistics=mel_statistics(batches, model) if loss.scaled and fresh else None,

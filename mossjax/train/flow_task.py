@@ -6,7 +6,7 @@ right to 1920 samples times its number of codes (the tokenizer rounds up); its m
 four frames per code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mossjax.data.pipeline import Batch, Batches
 from mossjax.errors import InputError
 from mossjax.models.flow.config import OFFLINE, Context, FlowConfig
 from mossjax.models.flow.loss import flow_loss
@@ -32,9 +33,9 @@ class FlowTask:
 
     Attributes:
       config: the network's.
-      batches: step -> {'codes' (b, n) int32, 'code_lengths' (b,) int32, and 'mel' (b, 4 n, 80)
-        float32 or 'audio' (b, 1920 n) float32 at 24 kHz, optionally 'xvector' (b, 192)}; a pure
-        function of the step. Padding codes may be any valid id.
+      batches: {'codes' (b, n) int32, 'code_lengths' (b,) int32, and 'mel' (b, 4 n, 80) float32 or
+        'audio' (b, 1920 n) float32 at 24 kHz, optionally 'xvector' (b, 192)}. Padding codes may be
+        any valid id.
       objective: `flow_loss`, or `mu_loss` for the encoder's warm start.
       context: masks to train under: `Context()` sees all, `Context(chunk=config.chunk)` streams.
       statistics: (mean, std) of the mel per bin for a small network's start, see `scale_to`.
@@ -42,7 +43,7 @@ class FlowTask:
     """
 
     config: FlowConfig
-    batches: Callable[[int], dict]
+    batches: Batches
     objective: Loss = functools.partial(flow_loss, mu_weight=0.0)
     context: Context = OFFLINE
     statistics: tuple[np.ndarray, np.ndarray] | None = None
@@ -59,9 +60,11 @@ class FlowTask:
             return net
         return _Scaled(net.make, net.graphdef, net.shapes, net.axes, self.statistics)
 
-    def batch(self, step: int) -> dict:
-        """The numpy batch of a step."""
-        return self.batches(step)
+    def size(self, step: int) -> int:
+        return self.batches.size(step)
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        return self.batches.batch(step, rows)
 
     def init_extra(self, params: dict) -> dict:
         """Nothing besides the parameters changes in training."""

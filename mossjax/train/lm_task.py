@@ -3,7 +3,7 @@
 Batch: `data.rows`, int32 tokens (r, t, 2), labels (r, t, 2), segments (r, t), positions (r, t).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mossjax.convert import kinds
+from mossjax.data.pipeline import Batch, Batches
 from mossjax.models.lm import loss as loss_lib
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.matrices import matrix
@@ -26,7 +27,7 @@ class LMTask:
 
     Attributes:
       config: the network's.
-      batches: step -> batch, a pure function of the step.
+      batches: the data; planning needs none.
       attend, remat: see `models.lm.model.LanguageModel`.
       text_weight, audio_weight: of the two channels in the loss.
       chunk: positions whose logits exist at a time.
@@ -37,7 +38,7 @@ class LMTask:
     """
 
     config: LMConfig
-    batches: Callable[[int], dict]
+    batches: Batches
     attend: Callable = attention
     remat: Callable = keep_all
     text_weight: float = 1.0
@@ -67,8 +68,11 @@ class LMTask:
         del params
         return {}
 
-    def batch(self, step: int) -> dict:
-        return self.batches(step)
+    def size(self, step: int) -> int:
+        return self.batches.size(step)
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        return self.batches.batch(step, rows)
 
     def loss(self, params, extra, batch, key):
         del key

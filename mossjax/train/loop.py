@@ -17,6 +17,7 @@ from mossjax.errors import InputError
 from mossjax.files import available_memory
 from mossjax.parallel import distributed, rules, sharding
 from mossjax.parallel.mesh import MeshConfig, make_mesh
+from mossjax.parallel.rows import Rows
 from mossjax.steps import CHECKPOINTS, as_path
 from mossjax.train import metrics, optim
 from mossjax.train import state as state_lib
@@ -24,8 +25,9 @@ from mossjax.train.config import changes
 from mossjax.train.optim import OptimConfig
 from mossjax.train.state import Plan, TrainState
 from mossjax.train.step import compiled_step
-from mossjax.train.task import Task
+from mossjax.train.task import Batch, Task
 
+AHEAD = 10_000  # steps whose sizes of batches are checked before the first
 Params = dict | Callable[[dict], dict]
 
 
@@ -38,7 +40,9 @@ def saved_step(workdir) -> int | None:
     return steps.newest(as_path(workdir) / CHECKPOINTS)
 
 
-def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> TrainState:
+def fit(
+    task: Task, config, workdir, *, init_from: Params | None = None, devices=None
+) -> TrainState:
     """Trains a network to `config.steps` updates and returns the last state.
 
     Parameters come from, in this order: the last checkpoint of this workdir; `init_from`; the
@@ -50,6 +54,7 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
       workdir: gets checkpoints/, metrics.jsonl and tensorboard/.
       init_from: a nested dict of parameters, or a function that is given the parameters' abstract
         tree (shapes with shardings) and returns them.
+      devices: of the mesh, in this order; all by default.
 
     Raises:
       InputError: config, batch, mesh, given parameters or checkpoint do not fit each other.
@@ -60,17 +65,25 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
     done = start or 0
 
     # ---- Layout: mesh, shapes and shardings, nothing allocated yet.
-    mesh = make_mesh(MeshConfig(**config.mesh))
+    mesh = make_mesh(MeshConfig(**config.mesh), devices)
     plan = state_lib.plan(
         task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
     )
     _describe(plan)
     _check_memory(plan)
 
-    # ---- Data: the first batch is looked at before anything is written.
+    # ---- Data: this process reads the rows that its devices hold. The first are read before
+    # anything is written.
+    rows = Rows.of(mesh, plan.rules)
+
+    def read(step: int) -> tuple[int, Batch]:
+        size = task.size(step)
+        return size, task.batch(step, rows.held(size))
+
     if done < config.steps:
-        first = task.batch(done)
-        sharding.check_batch(first, mesh, plan.rules)
+        rows.check({task.size(step) for step in range(done, min(config.steps, done + AHEAD))})
+        size, first = read(done)
+        rows.check_batch(first, size)
 
     # ---- State: resume, or start from given parameters, or from scratch.
     if start is None:
@@ -96,13 +109,13 @@ def fit(task: Task, config, workdir, *, init_from: Params | None = None) -> Trai
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)  # last, and after a failure too: it ends the last save
         recorder = _Log(workdir, done, config, stack)
-        batches = stack.enter_context(contextlib.closing(prefetch(task.batch, done)))
+        batches = stack.enter_context(contextlib.closing(prefetch(read, done)))
         stopping = stack.enter_context(_termination())
 
         # ---- The loop. `step` counts finished updates.
         for step in range(done + 1, config.steps + 1):
-            batch = sharding.put_batch(next(batches), mesh, plan.rules)
-            state, values = step_fn(state, batch, key)
+            size, batch = next(batches)
+            state, values = step_fn(state, rows.put(batch, size), key)
             recorder.add(step, values)
             stop = stopping() or distributed.preempted(step)
             last = step == config.steps

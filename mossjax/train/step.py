@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from mossjax.nn.shard import sharding_scope
+from mossjax.parallel import rows
 from mossjax.parallel import rules as rules_lib
-from mossjax.parallel import sharding
 from mossjax.train import optim
 from mossjax.train.state import Plan, TrainState
 
@@ -45,8 +45,8 @@ def update(task, plan: Plan, dtype, state: TrainState, batch: dict, key: jax.Arr
 
 def batch_shardings(batch: dict, plan: Plan) -> dict:
     """First axis over all devices that hold different rows, the others whole."""
-    rows = sharding.rows(plan.mesh, plan.rules)
-    return {name: rows for name in batch}
+    where = rows.sharding(plan.mesh, plan.rules)
+    return {name: where for name in batch}
 
 
 def compiled_step(task, plan: Plan, dtype, batch: dict):

@@ -1,12 +1,12 @@
 """What a network must say about itself to be trained by `train.loop.fit`."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 
+from mossjax.data.pipeline import Batch
 from mossjax.nn.param import Network
-
-Batch = dict[str, Any]
 
 
 class Task(Protocol):
@@ -41,9 +41,13 @@ class Task(Protocol):
           'audio_seconds' is the amount of data in this batch: it is logged as a rate.
         """
 
-    def batch(self, step: int) -> Batch:
-        """The rows of step `step` that belong to this process, as numpy arrays.
+    def size(self, step: int) -> int:
+        """Rows of the global batch of step `step`."""
 
-        A pure function of (seed, step): position in the data is a number, so a run that is
-        resumed sees exactly what it would have seen. Every array has the batch as first axis.
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """The rows of the global batch with these numbers (all by default), as numpy arrays.
+
+        A pure function of (seed, step, row): position in the data is a number, so a run that is
+        resumed sees exactly what it would have seen, on whichever devices it goes on. Every array
+        has the rows as first axis.
         """

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from mossjax.data.builder import open_rows
 from mossjax.data.format import check_rows
-from mossjax.data.pipeline import RowBatches
+from mossjax.data.pipeline import Batches, RowBatches
 from mossjax.errors import InputError
 from mossjax.files import read_json
 from mossjax.models.lm.config import LMConfig
@@ -84,8 +83,8 @@ class LMLoss:
     chunk: int = ranged(SIZE, 2048)
 
 
-def lm_task(config, batches: Callable[[int], dict]) -> LMTask:
-    """The task of a language model config on given batches (planning needs no data)."""
+def lm_task(config, batches: Batches | None) -> LMTask:
+    """The task of a language model config on given batches (planning needs none)."""
     model = options(config.model, LMModel, 'model')
     if model.attention not in ATTENTION:
         known = ', '.join(ATTENTION)
@@ -112,11 +111,8 @@ def _language_model(config, fresh: bool) -> Run:
     model = options(config.model, LMModel, 'model')
     options(config.loss, LMLoss, 'loss')  # refused before data is opened
     sources = {name: open_rows(directory) for name, directory in data.rows.items()}
-    batches = RowBatches(
-        sources, data.batch_size, config.seed, weights=dict(data.weights),
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
-    task = lm_task(config, batches.batch)
+    batches = RowBatches(sources, data.batch_size, config.seed, weights=dict(data.weights))
+    task = lm_task(config, batches)
     tokenizer = model.open_tokenizer()
     for name, source in sources.items():
         check_rows(source.metadata, name, task.config, tokenizer)

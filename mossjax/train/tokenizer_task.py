@@ -8,7 +8,7 @@ Batch, all numpy arrays:
   text (b, u) int32, -100 not supervised                           (objective 'text')
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mossjax.convert import kinds, tokenizer_rules
+from mossjax.data.pipeline import Batch, Batches
 from mossjax.errors import InputError
 from mossjax.models.tokenizer import asr, mel, quantizer
 from mossjax.models.tokenizer.config import TokenizerConfig
@@ -123,7 +124,7 @@ class TokenizerTask:
     Attributes:
       config: the network's; its commitment, loss_scale, decay and restart_interval train the
         codebook.
-      batches: step -> batch, a pure function of the step.
+      batches: the data; planning needs none.
       objectives: {name: Objective}.
       inputs: `distorted` or `plain`.
       commitment: `quantizer.absolute_commitment` (upstream, from a trained encoder) or
@@ -139,7 +140,7 @@ class TokenizerTask:
     """
 
     config: TokenizerConfig
-    batches: Callable[[int], dict]
+    batches: Batches
     objectives: Mapping[str, Objective]
     inputs: Callable[..., Inputs] = distorted
     commitment: Callable[..., jax.Array] = quantizer.absolute_commitment
@@ -181,9 +182,11 @@ class TokenizerTask:
             'trained': True,
         }  # fmt: skip
 
-    def batch(self, step: int) -> dict:
-        """The numpy batch of a step."""
-        return self.batches(step)
+    def size(self, step: int) -> int:
+        return self.batches.size(step)
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        return self.batches.batch(step, rows)
 
     def init_extra(self, params: dict) -> dict:
         """The codebook, the step, and the vectors remembered for the codebook's start."""

@@ -28,10 +28,11 @@ TOY = (
 
 
 class Heavy(ToyTask):
-    """With 16 kB of state that does not compress: more than a full disk takes."""
+    """With 1 MB of state that does not compress: more than a full disk takes."""
 
     def init_extra(self, params):
-        return {**super().init_extra(params), 'load': jax.random.normal(jax.random.key(0), (4096,))}
+        load = jax.random.normal(jax.random.key(0), (2**18,))
+        return {**super().init_extra(params), 'load': load}
 
     def loss(self, params, extra, batch, key):
         loss, (metrics, new) = super().loss(params, extra, batch, key)
@@ -314,10 +315,14 @@ def test_full_disk_while_a_checkpoint_is_written(run, capsys):
     file, work = run
     call = ('train', '--config', file, '--workdir', work, '--config.steps=4')
     stored = listing(work / 'checkpoints' / '2')
+    with room_for_files_of(100_000):
+        said = refused(capsys, *call)
+    assert f'{work / "checkpoints"}: the disk takes no more while a checkpoint is written' in said
+    assert 'free space' in said and 'orbax' not in said
+    assert listing(work / 'checkpoints' / '2') == stored
     with room_for_files_of(4000):
         said = refused(capsys, *call)
-    assert str(work / 'checkpoints') in said and 'free space' in said and 'orbax' not in said
-    assert listing(work / 'checkpoints' / '2') == stored
+    assert f'--workdir {work} cannot be written' in said and 'free space' in said
 
 
 # --- devices

@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, step): on any number of hosts, and after a restart."""
+"""Batches are a function of (seed, step): for whoever asks for which rows, and after a restart."""
 
 import itertools
 
@@ -35,32 +35,45 @@ def identities(batches, steps):
     return [tuple(pair) for pair in tokens.tolist()]
 
 
-@pytest.mark.parametrize('hosts', [2, 4])
-def test_the_global_batch_is_the_same_on_any_number_of_hosts(hosts):
+class Counting(list):
+    """A source that remembers which of its rows were read."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.read = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize('rows', [[0, 1, 2, 3], [4], [6, 1, 3], [7, 0, 5, 2], range(8)])
+def test_rows_are_read_by_their_numbers_and_no_others(rows):
     whole = RowBatches(SOURCES, 8, 3, weights=WEIGHTS)
-    parts = [
-        RowBatches(SOURCES, 8, 3, weights=WEIGHTS, process_index=i, process_count=hosts)
-        for i in range(hosts)
-    ]
+    counting = {name: Counting(source) for name, source in SOURCES.items()}
+    some = RowBatches(counting, 8, 3, weights=WEIGHTS)
     for step in (0, 1, 17, 10_000):
-        want = whole.batch(step)
-        got = [part.batch(step) for part in parts]
+        assert some.size(step) == 8
+        for source in counting.values():
+            source.read.clear()
+        want, got = whole.batch(step), some.batch(step, np.array(rows))
         for key in want:
-            np.testing.assert_array_equal(np.concatenate([g[key] for g in got]), want[key])
+            np.testing.assert_array_equal(got[key], want[key][list(rows)])
+        assert sum(len(source.read) for source in counting.values()) == len(rows)
 
 
-def test_restart_on_another_number_of_hosts_continues():
-    """10 steps = 4 on one host, then 6 on two, from files."""
+def test_restart_where_others_hold_the_rows_continues():
+    """10 steps = 4 that one reads, then 6 that two read, every second row each."""
     whole = identities(RowBatches(SOURCES, 8, 3, weights=WEIGHTS), range(10))
     before = identities(RowBatches(SOURCES, 8, 3, weights=WEIGHTS), range(4))
+    batches = [RowBatches(SOURCES, 8, 3, weights=WEIGHTS) for _ in range(2)]
     streams = [
-        RowBatches(SOURCES, 8, 3, weights=WEIGHTS, process_index=i, process_count=2).iterate(4)
-        for i in range(2)
+        prefetch(lambda step, i=i: batches[i].batch(step, range(i, 8, 2)), 4) for i in range(2)
     ]
     after = []
     for _ in range(6):
-        for stream in streams:
-            after += [tuple(pair) for pair in next(stream)['tokens'][:, 0].tolist()]
+        even, odd = (next(stream)['tokens'][:, 0] for stream in streams)
+        after += [tuple(pair) for pair in np.stack([even, odd], 1).reshape(-1, 2).tolist()]
     for stream in streams:
         stream.close()
     assert before + after == whole
@@ -141,11 +154,12 @@ def test_prefetch_keeps_order_and_passes_errors_on():
     [
         ({'sources': {}}, 'no data sets'),
         ({'weights': {'asr': 1.0}}, 'differ'),
-        ({'weights': {**WEIGHTS, 'asr': 0.0}}, "'asr' has weight 0.0"),
+        ({'weights': {**WEIGHTS, 'asr': 0.0}}, "data set 'asr' is 0.0, expected a number above 0"),
+        ({'weights': {**WEIGHTS, 'asr': np.inf}}, "data set 'asr' is inf"),
+        ({'weights': {**WEIGHTS, 'asr': np.nan}}, "data set 'asr' is nan"),
+        ({'batch_size': 0}, 'rows of a batch is 0'),
         ({'sources': {**SOURCES, 'asr': []}}, "'asr' is empty"),
         ({'sources': {**SOURCES, 'asr': source(0, 3, T + 1)}}, 'different row lengths'),
-        ({'process_count': 3}, 'multiple of 3'),
-        ({'process_count': 2, 'process_index': 2}, 'process_index 2'),
     ],
 )
 def test_bad_settings(change, message):

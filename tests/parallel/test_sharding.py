@@ -3,7 +3,6 @@
 import logging
 
 import jax
-import numpy as np
 import pytest
 
 from mossjax.errors import InputError
@@ -89,16 +88,3 @@ def test_every_parameter_of_the_9b_model_is_divided_by_both_presets():
     assert table[-1].endswith(f'{sharding.bytes_per_device(placed):,}')
     layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288 + 2 * 4096 + 2 * 128
     assert total == 40 * layer + 2 * 4096 * (151680 + 16512) + 2 * 4096
-
-
-def test_rows_go_to_devices_in_order():
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    made = rules.preset('fsdp_tensor')
-    x = np.arange(16, dtype=np.int32).reshape(8, 2)
-    sharding.check_batch({'x': x}, mesh, made)
-    put = sharding.put_batch({'x': x}, mesh, made)['x']
-    np.testing.assert_array_equal(put, x)
-    by_device = {s.device.id: np.asarray(s.data)[:, 0].tolist() for s in put.addressable_shards}
-    assert by_device[0] == by_device[1] == [0, 2] and by_device[7] == [12, 14]
-    with pytest.raises(InputError, match='multiple of the 4 row-holding'):
-        sharding.check_batch({'x': x[:6]}, mesh, made)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from mossjax.data.pipeline import Whole
 from mossjax.errors import InputError
 from mossjax.models.flow.config import Context, FlowConfig
 from mossjax.models.flow.loss import flow_loss, mu_loss
@@ -37,7 +38,7 @@ STATISTICS = np.full(8, -6.0, 'f'), np.full(8, 2.0, 'f')
 def test_training_lowers_both_losses():
     config = dataclasses.replace(CONFIG, mels=8)
     task = FlowTask(
-        config, make_batch, functools.partial(flow_loss, mu_weight=1.0), Context(chunk=5),
+        config, Whole(make_batch), functools.partial(flow_loss, mu_weight=1.0), Context(chunk=5),
         STATISTICS,
     )  # fmt: skip
     params = jax.jit(task.network.init)(jax.random.key(0))
@@ -76,7 +77,7 @@ def test_audio_becomes_the_mel_of_the_same_frames(rng):
     np.testing.assert_allclose(mel[:, :8], log_mel(wave)[:, :8], rtol=0, atol=1e-4)
 
     codes, lengths = np.array([[1, 2, 3]], np.int32), np.array([3])
-    task = FlowTask(CONFIG, make_batch, mu_loss)
+    task = FlowTask(CONFIG, Whole(make_batch), mu_loss)
     params = jax.jit(task.network.init)(jax.random.key(0))
     loss = jax.jit(lambda batch: task.loss(params, {}, batch, jax.random.key(0))[0])
     common = {'codes': codes, 'code_lengths': lengths}
@@ -88,4 +89,4 @@ def test_items_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match='item 1: 3 codes and 11 mel frames'):
         pad_batch([(np.zeros(2), np.zeros((8, 80))), (np.zeros(3), np.zeros((11, 80)))], 4)
     with pytest.raises(InputError, match='train with held = 0'):
-        FlowTask(CONFIG, make_batch, context=Context(held=3))
+        FlowTask(CONFIG, Whole(make_batch), context=Context(held=3))

@@ -118,8 +118,8 @@ def test_full_disk_is_reported_and_the_last_checkpoint_still_loads(tmp_path):
     done = apart(tmp_path, 6, 'log_every=1000', 'file_limit=1500')
     assert done.returncode == 1
     assert 'InputError' in done.stderr and 'free space' in done.stderr
-    assert not list((tmp_path / 'checkpoints').glob('*tmp*'))
     assert_same(loaded(tmp_path, 2), before)
+    assert not list((tmp_path / 'checkpoints').glob('*tmp*'))  # the next one cleans up
     fit(ToyTask(), toy_config(6), tmp_path)
     assert Checkpoints(tmp_path / 'checkpoints').latest() == 6
 
@@ -281,10 +281,24 @@ def test_a_state_that_no_device_holds_is_refused_before_anything_is_made(tmp_pat
     assert not (tmp_path / 'run').exists()
 
 
-def test_batch_that_does_not_divide_is_refused_before_anything_is_compiled(tmp_path):
+@pytest.mark.parametrize('odd', [0, 4])
+def test_batch_that_does_not_divide_is_refused_before_anything_is_made(odd, tmp_path):
+    """Whichever step it is of: batches may differ in size."""
+
     class Odd(ToyTask):
-        def batch(self, step):
+        def size(self, step):
+            return 6 if step == odd else 8
+
+    with pytest.raises(InputError, match='batch of 6 rows .* 8 row-holding.*data.rows_multiple'):
+        fit(Odd(), toy_config(), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_batch_with_other_rows_than_asked_for_is_refused(tmp_path):
+    class Short(ToyTask):
+        def batch(self, step, rows=None):
             return {name: x[:6] for name, x in super().batch(step).items()}
 
-    with pytest.raises(InputError, match="'x' of shape .6, 8.*multiple of the 8"):
-        fit(Odd(), toy_config(), tmp_path)
+    with pytest.raises(InputError, match="'x' of shape .6, 8.: its first axis must be the 8 rows"):
+        fit(Short(), toy_config(), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()

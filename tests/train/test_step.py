@@ -8,6 +8,7 @@ import pytest
 
 from mossjax.parallel import rules, sharding
 from mossjax.parallel.mesh import MeshConfig, make_mesh
+from mossjax.parallel.rows import Rows
 from mossjax.train import optim, state, step
 from mossjax.train.optim import OptimConfig
 from tests.tiny_lm import tiny_params
@@ -30,8 +31,7 @@ def train(preset: str, mesh, steps: int, config: OptimConfig, dtype=jnp.float32)
     run = step.compiled_step(task, plan, dtype, task.batch(0))
     losses, norms = [], []
     for i in range(steps):
-        rows = task.batch(i % 2)
-        batch = sharding.put_batch(rows, mesh, plan.rules)
+        batch = Rows.of(mesh, plan.rules).put(task.batch(i % 2), task.size(i % 2))
         now, metrics = run(now, batch, jax.random.key(1))
         losses.append(float(metrics['loss']))
         norms.append(float(metrics['grad_norm']))
@@ -83,7 +83,7 @@ def test_bfloat16_compute_keeps_float32_state():
     first = jax.device_get(now.params)
     key, batch = jax.random.key(1), task.batch(0)
     run = step.compiled_step(task, plan, jnp.bfloat16, batch)
-    now, metrics = run(now, sharding.put_batch(batch, mesh, plan.rules), key)
+    now, metrics = run(now, Rows.of(mesh, plan.rules).put(batch, task.size(0)), key)
     noise = jax.random.normal(jax.random.fold_in(key, 0), batch['x'].shape)
     x, kernel = (
         np.asarray(v).astype(ml_dtypes.bfloat16).astype(np.float64)

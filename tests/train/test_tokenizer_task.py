@@ -11,6 +11,7 @@ import pytest
 
 from mossjax.convert import rules, tokenizer_rules
 from mossjax.convert.codec_tokenizer import open_recogniser
+from mossjax.data.pipeline import Whole
 from mossjax.errors import InputError
 from mossjax.models.tokenizer import asr, quantizer
 from mossjax.models.tokenizer.config import TokenizerConfig
@@ -42,7 +43,7 @@ def upstream(golden, tmp_path_factory):
         'text': recorded['labels'],
     }
     task = TokenizerTask(
-        config, lambda step: batch, objectives(text=1.0), inputs=inputs, start=book
+        config, Whole(lambda step: batch), objectives(text=1.0), inputs=inputs, start=book
     )
     return task, params, recorded
 
@@ -168,7 +169,7 @@ def from_nothing(**changes) -> TokenizerTask:
         'commitment': quantizer.relative_commitment, 'penalty': 3e-3, 'warmup': 30,
         'remembered': 4,
     }
-    return TokenizerTask(TINY, tones, **(settings | changes))
+    return TokenizerTask(TINY, Whole(tones), **(settings | changes))
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"""The distributed path: two processes of one device each do what one process does."""
+"""The distributed path: several processes do what one does, whichever devices hold which rows."""
 
 import os
 import signal
@@ -21,16 +21,16 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start(workdir, steps, port):
-    """Both processes. jax catches SIGTERM in them, so they are ended by SIGKILL only."""
-    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+def start(workdir, steps, port, *pairs, processes=2, devices=1):
+    """All processes. jax catches SIGTERM in them, so they are ended by SIGKILL only."""
+    flags = f'--xla_force_host_platform_device_count={devices}'
     command = [sys.executable, '-m', 'tests.train.toy_task', str(workdir), str(steps)]
     return [
         subprocess.Popen(
-            [*command, 'save_every=1000000', f'process={i}/2@{port}'], cwd=ROOT, env=environment,
-            stderr=subprocess.PIPE, text=True,
+            [*command, 'save_every=1000000', f'process={i}/{processes}@{port}', *pairs], cwd=ROOT,
+            env={**os.environ, 'XLA_FLAGS': flags}, stderr=subprocess.PIPE, text=True,
         )
-        for i in range(2)
+        for i in range(processes)
     ]
 
 
@@ -57,6 +57,27 @@ def test_two_processes_train_as_one_and_share_a_checkpoint(tmp_path):
           for i in (loaded(tmp_path / 'two'), loaded(tmp_path / 'one'))), strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+TENSOR = ('mesh.tensor=2', "rules='fsdp_tensor'")  # of a pair of devices both hold the same rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes, order, pairs', [
+    (2, '3,0,2,1', ()),
+    (4, '7,2,5,0,3,6,1,4', TENSOR),  # every pair belongs to two processes
+])  # fmt: skip
+def test_devices_in_any_order_give_the_same_bits(processes, order, pairs, tmp_path):
+    runs = {'ordered': pairs, 'permuted': (*pairs, f'order={order}')}
+    for name, more in runs.items():
+        codes, errors = finish(start(
+            tmp_path / name, 4, free_port(), *more, processes=processes, devices=2
+        ))  # fmt: skip
+        assert codes == [0] * processes, errors
+    lines = [metrics.read(tmp_path / name / 'metrics.jsonl') for name in runs]
+    ordered, permuted = ([(x['step'], x['loss'], x['grad_norm']) for x in each] for each in lines)
+    assert len(ordered) == 4 and ordered == permuted
+    assert_same(*(loaded(tmp_path / name) for name in runs))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from mossjax.data.pipeline import Whole
 from mossjax.models.lm.config import LMConfig
 from mossjax.train.config import defaults
 from mossjax.train.lm_task import LMTask
@@ -33,7 +34,7 @@ def rows(config: LMConfig, seed: int, batch: int = 8, t: int = 12):
 def tiny_task(seed: int = 0, **changes) -> LMTask:
     """Sizes divide by 2 where the presets divide them."""
     config = tiny_config(num_attention_heads=4)
-    return dataclasses.replace(LMTask(config, rows(config, seed)), **changes)
+    return dataclasses.replace(LMTask(config, Whole(rows(config, seed))), **changes)
 
 
 def tiny_run(**changes):

@@ -1,7 +1,7 @@
 """The smallest task that uses everything a task may use, and a program that trains it.
 
     python -m tests.train.toy_task WORKDIR STEPS [signal=STEP@NUMBER@FILE] [file_limit=BYTES]
-        [process=INDEX/COUNT@PORT] [dotted.key=value ...]
+        [process=INDEX/COUNT@PORT] [order=DEVICE,DEVICE,...] [dotted.key=value ...]
 
 A linear map learns a fixed one from noisy rows: the noise needs the step's random key, a running
 mean of the inputs is state that no gradient trains, and the rows are a function of the step.
@@ -43,15 +43,17 @@ class ToyTask:
         extra = {'mean': 0.9 * extra['mean'] + 0.1 * jnp.mean(batch['x'], axis=0)}
         return loss, ({'tokens': jnp.float32(x.size)}, extra)
 
-    def batch(self, step):
+    def size(self, step):
+        return 8
+
+    def batch(self, step, rows=None):
         rng = np.random.default_rng([7, step])
         x = rng.normal(size=(8, D)).astype(np.float32)
         y = 2 * x[:, ::-1]
         if step == self.poison:
             x = x * np.nan
-        share = len(x) // jax.process_count()
-        mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-        return {'x': x[mine], 'y': np.ascontiguousarray(y)[mine]}
+        rows = slice(None) if rows is None else rows
+        return {'x': x[rows], 'y': np.ascontiguousarray(y)[rows]}
 
 
 def toy_config(steps: int = 6, **changes):
@@ -70,7 +72,7 @@ class Signalling(ToyTask):
         self.workdir, self.at, self.number = workdir, int(step), int(number)
         self.file = os.path.join(workdir, file)
 
-    def batch(self, step):
+    def batch(self, step, rows=None):
         # Batches are made ahead by other threads, so this one can wait for the log.
         if step == self.at + 1:
             lines = os.path.join(self.workdir, 'metrics.jsonl')
@@ -79,19 +81,24 @@ class Signalling(ToyTask):
             os.kill(os.getpid(), self.number)
             if self.number == signal.SIGKILL:
                 time.sleep(60)
-        return super().batch(step)
+        return super().batch(step, rows)
 
 
 class Limited(ToyTask):
-    """From its first batch on, this process can write no file longer than `limit` bytes."""
+    """Once it trains, this process can write no file longer than `limit` bytes.
+
+    The first batch is read before a workdir is looked at, the second when all is open.
+    """
 
     def __init__(self, limit):
         super().__init__()
-        self.limit = limit
+        self.limit, self.read = limit, 0
 
-    def batch(self, step):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
-        return super().batch(step)
+    def batch(self, step, rows=None):
+        self.read += 1
+        if self.read > 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+        return super().batch(step, rows)
 
 
 def main():
@@ -103,6 +110,7 @@ def main():
         place, port = place.split('@')
         index, count = map(int, place.split('/'))
         distributed.start(f'localhost:{port}', count, index, timeout_s=60)
+    order = changes.pop('order', None)
     stop = changes.pop('signal', None)
     task = ToyTask()
     limit = int(changes.pop('file_limit', 0))
@@ -111,7 +119,8 @@ def main():
     if stop:
         task = Signalling(workdir, *stop.split('@'))
     values = {key: ast.literal_eval(value) for key, value in changes.items()}
-    fit(task, toy_config(int(steps), **values), workdir)
+    devices = order and [jax.devices()[int(i)] for i in order.split(',')]
+    fit(task, toy_config(int(steps), **values), workdir, devices=devices)
 
 
 if __name__ == '__main__':
