@@ -33,6 +33,7 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_HEADER = 100 * 2**20  # bytes; the reference implementation's limit
 MAX_AXES = 16
+_KEYS = {'dtype', 'shape', 'data_offsets'}
 _OFFSET = values.Range(0, 2**62, whole=True)
 SHARD_BYTES = 5 * 10**9  # Transformers' default
 
@@ -59,11 +60,11 @@ class TensorFile:
         self._check_cover(size)
 
     def _add(self, name, entry, size):
-        code = entry.get('dtype') if isinstance(entry, dict) else None
-        if not isinstance(code, str) or not values.is_text(name):
-            raise _damaged(self.path, f'the header entry of {values.shown(name)} is malformed')
-        shape, span = _counts(entry.get('shape'), values.COUNT), _counts(entry.get('data_offsets'))
-        if shape is None or span is None or len(span) != 2 or len(shape) > MAX_AXES:
+        entry = entry if isinstance(entry, dict) else {}
+        code, shape = entry.get('dtype'), _counts(entry.get('shape'), values.COUNT)
+        span = _counts(entry.get('data_offsets'))
+        good = isinstance(code, str) and values.is_text(name) and set(entry) == _KEYS
+        if not good or shape is None or span is None or len(span) != 2 or len(shape) > MAX_AXES:
             raise _damaged(self.path, f'the header entry of {values.shown(name)} is malformed')
         if code not in DTYPES:
             raise InputError(

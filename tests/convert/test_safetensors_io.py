@@ -175,6 +175,7 @@ def damaged(path, how):
         'negative shape': {'shape': [-3]},
         'no offsets': {'data_offsets': None},
         'fractions': {'shape': [3.0]},
+        'a key of next year': {'strides': [1]},
         'a size as text': {'shape': ['3']},
         'sizes without end': {'shape': [2**62, 0], 'data_offsets': [0, 0]},
         'unknown dtype': {'dtype': 'F4'},
@@ -189,6 +190,7 @@ def damaged(path, how):
         'deep header', 'name twice', 'shared bytes',
         'offsets beyond the shape', 'negative offset', 'negative shape', 'no offsets',
         'unknown dtype', 'unused bytes', 'a hole', 'notes that are numbers', 'fractions',
+        'a key of next year',
         'a size as text', 'sizes without end',
     ],
 )  # fmt: skip
