@@ -145,7 +145,7 @@ def _columns(
     table: Path, first: list[str] | None, index: '_Index'
 ) -> tuple[dict[str, int], list[list[str]]]:
     """({'file': 0, 'text': 2, ...}, lines to read beside those that follow)."""
-    if first is None:
+    if not first:
         raise InputError(f'{table} is empty; list recordings in it')
     names = [name.strip().lower().replace(' ', '_').replace('-', '_') for name in first]
     chosen = {

@@ -193,6 +193,8 @@ def test_links_and_names_of_odd_bytes(tmp_path):
     ({'a.wav': None, 'metadata.csv': b'file_name,text\na.wav,\xe9'}, 'save it as UTF-8'),
     ({'a.wav': None, 'a.txt': b'\xe9'}, 'a.txt: cannot be read as text'),
     ({'a.wav': None, 'metadata.jsonl': '{"file_name": "a"}\n[3]'}, 'metadata.jsonl:2: expected'),
+    ({'a.wav': None, 'metadata.jsonl': '\n'}, 'metadata.jsonl is empty'),
+    ({'a.wav': None, 'metadata.jsonl': '{"file_name": NaN}'}, 'metadata.jsonl:1: not JSON'),
     ({'a.user.wav': None, 'a.user.mp3': None}, r'a\.\*: one turn of a dialogue is there twice'),
 ])  # fmt: skip
 def test_refusals_name_the_file_and_the_remedy(tmp_path, files, said):
