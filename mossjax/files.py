@@ -122,14 +122,15 @@ def read_json(path: str | os.PathLike) -> dict:
     return content
 
 
+def json_text(content: dict, indent: int | None = None) -> str:
+    """JSON in which letters stay readable; bytes of names that are no text become escapes."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    return text if values.is_text(text) else json.dumps(content, indent=indent)
+
+
 def json_line(content: dict) -> str:
-    """One line of JSONL. Letters stay readable; bytes of names that are no text become escapes."""
-    line = json.dumps(content, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        line = json.dumps(content)
-    return line + '\n'
+    """One line of JSONL, see `json_text`."""
+    return json_text(content) + '\n'
 
 
 def available_memory(meminfo: str | None = None) -> int | None:

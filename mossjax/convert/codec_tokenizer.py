@@ -9,7 +9,7 @@ import numpy as np
 
 from mossjax import values
 from mossjax.convert import names, rules, safetensors_io, tokenizer_rules
-from mossjax.convert.weight_files import open_tensors
+from mossjax.convert.weight_files import Tensors, open_tensors
 from mossjax.errors import InputError
 from mossjax.files import read_json, replacing
 from mossjax.models.tokenizer import quantizer
@@ -57,10 +57,7 @@ def open_files(root: pathlib.Path):
     """
     config = TokenizerConfig.from_hf(read_json(root / CONFIG), read_json(root / PREPROCESSOR))
     weights = open_tensors(root)
-    tensors = names.unwrapped(weights)
-    prefix = next(
-        (p for p in tokenizer_rules.PREFIXES if f'{p}codebook.weight' in tensors.shapes), None
-    )
+    tensors, prefix = _find(weights, str(root))
     if prefix is None:
         wanted = ' or '.join(f'{p}codebook.weight' for p in tokenizer_rules.PREFIXES)
         raise InputError(
@@ -68,6 +65,20 @@ def open_files(root: pathlib.Path):
             f'{values.listed(tensors.shapes, 4)}); give the directory of the MOSS-Speech codec'
         )
     return config, tensors, prefix, weights.files
+
+
+def _find(weights: Tensors, where: str) -> tuple[Tensors, str | None]:
+    """(tensors, prefix of the tokenizer's names), None if it is not there."""
+    plain = names.unwrapped(weights)
+    for prefix in tokenizer_rules.PREFIXES:
+        if f'{prefix}codebook.weight' in plain.shapes:
+            return plain, prefix
+    for prefix in tokenizer_rules.PREFIXES:  # a part of something larger
+        wanted = [f'{prefix}{name}' for name in ('codebook.weight', 'conv1.weight', 'conv2.weight')]
+        tensors = names.fitted(weights, wanted, where)
+        if set(wanted) <= set(tensors.shapes):
+            return tensors, prefix
+    return plain, None
 
 
 def open_recogniser(directory) -> tuple[TokenizerConfig, dict, Codebook]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
-import json
 import os
 from pathlib import Path
 import shutil
@@ -15,7 +14,7 @@ import numpy as np
 from mossjax.convert import rules, safetensors_io
 from mossjax.convert.lm_rules import LM_RULES, module_order
 from mossjax.errors import InputError
-from mossjax.files import room_for
+from mossjax.files import json_text, room_for
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
 from mossjax.parallel.sharding import check_shapes
@@ -49,7 +48,7 @@ def save_lm(
         stored = host['text_embed']['table'].dtype.name
         content = dataclasses.replace(config, dtype=stored).to_hf()
         (temporary / 'config.json').write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
+            json_text(content, indent=2) + '\n', encoding='utf-8'
         )
         for name, data in (files or {}).items():
             data = data if isinstance(data, bytes) else Path(data).read_bytes()

@@ -245,7 +245,10 @@ def _numbers(qwen: Mapping) -> dict:
       InputError: a needed key is missing, or a value is out of range.
     """
     where = 'config.json of Qwen3'
-    qwen = {**qwen, 'rope_theta': rope_settings.theta(qwen)}
+    try:
+        qwen = {**qwen, 'rope_theta': rope_settings.theta(qwen)}
+    except InputError as error:
+        raise InputError(f'{where}: {error}') from None
     if absent := [key for key in (*GEOMETRY, 'vocab_size') if qwen.get(key) is None]:
         raise InputError(f'{where} lacks {", ".join(absent)}; download it again')
     for key in (*GEOMETRY, *OPTIONAL, 'vocab_size'):

@@ -31,7 +31,7 @@ from mossjax.convert.safetensors_writer import ShardWriter
 from mossjax.convert.source import CONFIG, HUGGING_FACE, Source, Together
 from mossjax.convert.weight_files import Tensors
 from mossjax.errors import InputError
-from mossjax.files import replacing, room_for
+from mossjax.files import json_text, replacing, room_for
 from mossjax.models.lm.config import with_dtype
 
 # Tensors above this size are converted one at a time, which bounds the memory.
@@ -293,7 +293,7 @@ def _copy_companions(source: Source, partial: Path, tensors: Tensors, options: O
         elif not made_here:
             continue  # as it came, to the byte
         with replacing(partial / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+            temporary.write_text(json_text(content, indent=2) + '\n', encoding='utf-8')
 
 
 def _certificate(source: Source, entries: Mapping, options: Options) -> dict:

@@ -2,17 +2,23 @@
 
 import json
 import math
+import shutil
 
+import numpy as np
 import pytest
 
+from mossjax.convert import peft
+from mossjax.convert.rules import flatten
+from mossjax.models.lm.matrices import matrix
+from mossjax.models.lm.model import network
+from mossjax.nn.lora import Lora, adapt
 from tests.cli.test_bad_input import listing, mossjax, refused, sound  # noqa: F401 (a fixture)
+from tests.tiny_chat import CONFIG
 
 
 @pytest.fixture
 def files(sound, tmp_path):  # noqa: F811
     """A copy of a language model, a codec and a recording."""
-    import shutil
-
     shutil.copytree(sound, tmp_path / 'files')
     return tmp_path / 'files'
 
@@ -114,6 +120,24 @@ def test_numbers_on_the_command_line(command, flag, value, files, capsys):
     said = refused(capsys, command, f'--{flag}={value}', *more)
     assert f'flag --{flag}={value}: expected a' in said
     assert listing(files) == before
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'init_lora_weights': 'pissa'}, "init_lora_weights is 'pissa'"),
+    ({'use_dora': True}, 'use_dora is True'),
+    ({'alora_invocation_tokens': [1]}, 'run it with PEFT'), ({'r': 10**13}, 'r is 10000000000000'),
+])
+def test_adapters_that_mean_something_else(changes, said, files, capsys):
+    lora = Lora(2, 4.0, ('trunk/attn/q',))
+    shapes = adapt(network(CONFIG), lora, matrix).shapes['lora']
+    flat = {path: np.ones(x.shape, np.float32) for path, x in flatten(shapes).items()}
+    peft.save(files / 'adapter', peft.Adapters(lora, flat))
+    edit(files / 'adapter' / peft.CONFIG, **changes)
+    message = refused(
+        capsys, 'chat', '--model', files / 'lm', '--text', 'hello', '--reply', 'text',
+        '--adapter', files / 'adapter',
+    )  # fmt: skip
+    assert said in message and 'adapter_config.json' in message and message.count('\n') == 1
 
 
 def test_numbers_that_are_taken(files, capsys):

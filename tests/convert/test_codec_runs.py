@@ -5,14 +5,19 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mossjax.checkpoint import Checkpoints
 from mossjax.convert.codec_flow import open_flow
 from mossjax.convert.codec_tokenizer import open_tokenizer
+from mossjax.errors import InputError
+from mossjax.infer.assets import shipped
 from mossjax.models.tokenizer import quantizer
 from mossjax.train.tokenizer_task import TokenizerTask, objectives
 from tests.cli.test_convert import run
 from tests.train.test_tokenizer_task import TINY
+
+SHIPPED = shipped()
 
 
 @pytest.fixture(scope='module')
@@ -71,12 +76,44 @@ def test_the_decoder_of_another_codec_goes_along_whole(workdir, codec, tmp_path,
     assert open_tokenizer(tmp_path / 'out')[0].d == TINY.d
 
 
-def test_a_codec_keeps_its_decoder_on_the_way_to_orbax_and_back(golden, tmp_path, capsys):
+def test_a_codec_keeps_its_decoder_on_the_way_to_orbax_and_back(tmp_path, capsys):
     codec = tmp_path / 'codec'
-    shutil.copytree(golden('nothing').parents[2] / 'mossjax/assets/nano/codec', codec)
+    shutil.copytree(SHIPPED / 'codec', codec)
     assert run(codec, tmp_path / 'orbax') == 0 and run(tmp_path / 'orbax', tmp_path / 'back') == 0
     said = capsys.readouterr().out
     assert 'left behind' not in said and 'cannot' not in said and 'not speak' not in said
     want, got = open_flow(codec), open_flow(tmp_path / 'back')
     assert want[0] == got[0]
     jax.tree.map(np.testing.assert_array_equal, want[1], got[1])
+
+
+WRAPPED = {
+    'compiled': lambda n: f'_orig_mod.{n}',
+    'data parallel': lambda n: f'module.{n}',
+    'layers of FSDP': lambda n: n.replace('.layers.', '._fsdp_wrapped_module.layers.'),
+    'part of a codec': lambda n: f'codec.tokenizer.{n}',
+    'compiled part of a codec': lambda n: f'codec._orig_mod.{n}',
+    'by itself': lambda n: n.removeprefix('encoder.'),
+    'Whisper': lambda n: f'model.{n}',
+}
+
+
+@pytest.mark.parametrize('change', WRAPPED.values(), ids=WRAPPED.keys())
+def test_wrappers_in_the_names_of_a_codec_are_taken_off(change, tmp_path):
+    nano, codec = SHIPPED / 'codec', tmp_path / 'codec'
+    codec.mkdir()
+    for name in ('config.json', 'preprocessor_config.json'):
+        shutil.copy(nano / name, codec / name)
+    tensors = load_file(nano / 'model.safetensors')
+    save_file({change(n): x for n, x in tensors.items()}, codec / 'model.safetensors')
+    want, got = open_tokenizer(nano), open_tokenizer(codec)
+    assert want[0] == got[0]
+    jax.tree.map(np.testing.assert_array_equal, want[1], got[1])
+
+
+def test_a_codec_without_a_codebook_shows_what_it_has(tmp_path):
+    for name in ('config.json', 'preprocessor_config.json'):
+        shutil.copy(SHIPPED / 'codec' / name, tmp_path / name)
+    save_file({'encoder.conv1.weight': np.zeros((2, 2))}, tmp_path / 'model.safetensors')
+    with pytest.raises(InputError, match=r'no tensor is called .*there are encoder.conv1.weight'):
+        open_tokenizer(tmp_path)

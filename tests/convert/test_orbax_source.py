@@ -46,7 +46,7 @@ EDITS = {
     'heads': (config(num_attention_heads=8), r'q_proj.weight is \(72, 32\), expected \(96, 32\)'),
     'words': (config(audio_vocab_size=41), 'audio_vocab_size is 41 in config.json, 40'),
     'absurd': (config(intermediate_size=10**13), 'intermediate_size'),
-    'endless': (config(rms_norm_eps=float('inf')), 'rms_norm_eps is inf'),
+    'endless': (config(rms_norm_eps=float('inf')), 'Infinity is no number|rms_norm_eps is inf'),
     'no configuration': (without('configs'), 'holds no configuration'),
     'a configuration of text': (lambda model: {**model, 'configs': 'x'}, 'holds no configuration'),
     'another kind': (lambda model: {**model, 'kind': ['x']}, r"holds a \['x'\]"),
