@@ -204,14 +204,14 @@ DECODER = (
 TRAINING = (
     Alteration(
         'a resumed run reads its data from the beginning', 'mossjax/train/loop.py',
-        'contextlib.closing(prefetch(task.batch, start))',
-        'contextlib.closing(prefetch(task.batch, 0))',
+        'contextlib.closing(prefetch(read, done))', 'contextlib.closing(prefetch(read, 0))',
         ('tests/train/test_loop.py::'
          'test_killed_after_ten_steps_and_resumed_is_bit_equal_to_one_run',),
     ),
     Alteration(
         'parameters with one axis decay too', 'mossjax/train/optim.py',
-        "wide = len([a for a in names if a != 'layers']) > 1", 'wide = True',
+        "wide = {path: len([a for a in names if a != 'layers']) > 1 for path, names in",
+        'wide = {path: True for path, names in',
         ('tests/train/test_optim.py::test_only_matrices_decay',),
     ),
 )

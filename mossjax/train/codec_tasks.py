@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import functools
+import os
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -233,11 +234,8 @@ def mel_statistics(
 def _inventory(data: SpeechData, clips: Clips) -> Inventory:
     if not data.inventory:
         return Inventory.of(clips.recordings)
-    try:
+    if os.path.lexists(data.inventory):
         return Inventory.open(data.inventory)
-    except InputError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
     inventory = Inventory.of(clips.recordings)
     inventory.save(data.inventory)
     return inventory
