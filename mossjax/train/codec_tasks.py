@@ -40,8 +40,9 @@ class SpeechData:
     Attributes:
       manifest: JSONL of recordings (`data.manifest`).
       seconds: padded audio in a global batch.
-      rows_multiple: rows of a global batch are a multiple of it: of the devices that hold rows, on
-        every mesh the run is ever to use.
+      rows_multiple: rows of a global batch are a multiple of it, and at least so many, whatever
+        `seconds` says. Make it one of the devices that hold rows on every mesh the run is ever to
+        use: the batches are then the same on all of them.
       only: manifest key -> allowed values, e.g. {'speaker': ['slt']}; all recordings by default.
       weights: value of the manifest key `kind` -> appearances in an epoch, 1 if not listed.
       buckets: padded lengths, so compilations.
@@ -57,7 +58,7 @@ class SpeechData:
 
     manifest: str = path()
     seconds: float = ranged(Range(0, 1e6, above=True))
-    rows_multiple: int = ranged(Range(1, 65536, whole=True), 1)
+    rows_multiple: int = ranged(Range(1, 65536, whole=True), 8)
     only: Mapping[str, list] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, int] = ranged(COUNT, default_factory=dict)
     buckets: int = ranged(Range(1, speech.MOST_EDGES, whole=True), 4)

@@ -190,7 +190,7 @@ def test_decoder_batches_of_one_speaker_and_the_scale_of_its_mel(recordings):
     one = [r for r in read_recordings(config.data.manifest) if r.speaker == 'one']
     by_hand = speech.DecoderBatches(
         clips_in_memory(one, 24_000), CodesStore.open(config.data.codes), seconds=4.0, seed=0,
-        weight=speech.by_key('kind', {}),
+        rows_multiple=8, weight=speech.by_key('kind', {}),
     )  # fmt: skip
     task = tasks.make(config).task
     batch = by_hand.batch(0)

@@ -18,6 +18,7 @@ def get_config():
     config.data.codes = 'codes.jsonl'
     config.data.only = {'speaker': ['slt']}
     config.data.seconds = 32.0
+    config.data.rows_multiple = 1  # for one device
     config.data.weights = {'answer': 20}  # four in ten
     config.data.undisturbed = 0.6
     config.loss.objective = 'mu'

@@ -22,6 +22,7 @@ def get_config():
     config.data.manifest = 'recordings/train/manifest.jsonl'
     config.data.inventory = 'phones.json'
     config.data.seconds = 80.0
+    config.data.rows_multiple = 1  # for one device
     config.data.room = 0.07
     config.data.weights = {'answer': 6, 'answer_other': 2}
     config.loss.frames = 1.0
