@@ -37,8 +37,8 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TESTS_ONLY = {'torch', 'torchaudio', 'transformers'}
 # Compares converted weights with torch where that is installed; nothing else ever needs it.
 REFERENCE = 'mossjax/convert/reference.py'
-LATE = {'av', 'gradio', 'grain', 'librosa', 'matplotlib', 'pocketsphinx', 'soundfile', 'sklearn',
-        'tensorboardX', 'tensorflow_datasets'}
+LATE = {'av', 'gradio', 'grain', 'librosa', 'matplotlib', 'onnx', 'pocketsphinx', 'soundfile',
+        'sklearn', 'tensorboardX', 'tensorflow_datasets'}
 LINES = 400
 # Parts that are a file, not a folder.
 FILES = {'errors', 'exits', 'values', 'paths', 'files', 'checkpoint', '__main__'}

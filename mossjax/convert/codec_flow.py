@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from mossjax.convert import names, rules, safetensors_io
+from mossjax.convert.decoder_yaml import plain_root
 from mossjax.convert.flow_config import read_config, write_config
 from mossjax.convert.flow_rules import flow_rules
-from mossjax.convert.weight_files import open_tensors
-from mossjax.errors import InputError
+from mossjax.convert.weight_files import open_stem
 from mossjax.models.flow.config import FlowConfig, released
 from mossjax.models.flow.model import FlowDecoder
 from mossjax.nn.param import Network, describe
@@ -31,7 +31,7 @@ def open_flow(codec_dir: str | Path, stem: str = 'flow') -> tuple[FlowConfig, di
     directory = Path(codec_dir) / 'flow'
     config_file = directory / 'config.yaml'
     config = read_config(config_file) if os.path.lexists(config_file) else released()
-    path, weights = _open_weights(directory, stem)
+    path, weights = open_stem(directory, stem)
     table, shapes = flow_rules(), flow_network(config).shapes
     tensors = names.fitted(weights, rules.expected_tensors(table, shapes), str(path))
     rules.check(table, tensors.shapes, shapes, where=str(path), dtypes=tensors.dtypes)
@@ -39,21 +39,15 @@ def open_flow(codec_dir: str | Path, stem: str = 'flow') -> tuple[FlowConfig, di
     return config, params
 
 
-def _open_weights(directory: Path, stem: str):
-    safe, torch = directory / f'{stem}.safetensors', directory / f'{stem}.pt'
-    for path in (safe, torch):
-        if os.path.lexists(path):
-            return path, open_tensors(path)
-    raise InputError(
-        f'{directory}: neither {safe.name} nor {torch.name}; '
-        'pass the codec directory that holds the decoder (with the folder flow/ in it)'
-    )
-
-
 def save_flow(codec_dir: str | Path, config: FlowConfig, params: dict) -> None:
-    """Writes `flow/config.yaml` and `flow/flow.safetensors` under upstream's tensor names."""
+    """Writes `flow/config.yaml` and `flow/flow.safetensors` under upstream's tensor names.
+
+    Raises:
+      InputError: there is another file of settings than was written here, or the disk is full.
+    """
     directory = Path(codec_dir) / 'flow'
     directory.mkdir(parents=True, exist_ok=True)
+    plain_root(directory / 'config.yaml')
     # Weights never stand beside the settings of others: without them a directory is refused.
     (directory / 'flow.safetensors').unlink(missing_ok=True)
     write_config(directory / 'config.yaml', config)

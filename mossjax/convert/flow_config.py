@@ -1,28 +1,18 @@
-"""`flow/config.yaml`, the file of a flow decoder's facts.
+"""The facts of a flow decoder: the entry `flow` of `flow/config.yaml`, the keys in `_KEYS`."""
 
-The released file is a program in disguise: YAML whose tags name Python classes to build. Here a
-tag is read as the plain mapping below it and nothing is ever executed; `!ref <name>` (alone or in
-a product) is looked up. Only the `flow` entry matters, and of it only the keys in `_KEYS`.
-"""
-
-import ast
 from collections.abc import Mapping
 import dataclasses
-import operator
 from pathlib import Path
-import re
 from typing import Any
 
 from absl import logging
-import yaml
 
 from mossjax import paths, values
-from mossjax.convert.yaml_reader import read_yaml
+from mossjax.convert.decoder_yaml import References, flatten, read_root, write_entry
 from mossjax.errors import InputError
-from mossjax.files import replacing
 from mossjax.models.flow.config import FlowConfig
 
-MAX_REFERENCE = 200  # letters
+ENTRY = 'flow'
 # Where a field stands under `flow:` in the file. A field can stand in two places that must agree.
 _KEYS = {
     'vocab_size': 'vocab_size',
@@ -83,41 +73,20 @@ _IGNORED = {
 }  # fmt: skip
 
 
-class _Ref(str):
-    """The text of a `!ref`, looked up when a key that needs it is read."""
-
-
 def read_config(path: str | Path) -> FlowConfig:
     """Reads a flow configuration file.
 
     Raises:
       InputError: not YAML, a key missing, of a wrong kind, or a choice that is not implemented.
     """
-    root, where = read_yaml(path, _tagged), paths.printable(path)
-    flow = root.get('flow') if isinstance(root, Mapping) else None
-    if not isinstance(flow, Mapping):
+    root, where = read_root(path), paths.printable(path)
+    if not isinstance(root.get(ENTRY), Mapping):
         raise InputError(f"{where}: no mapping 'flow'; is this the decoder's flow/config.yaml?")
-    return _from_flat(_flatten(flow, where), root, where)
-
-
-def _tagged(tag: str, value: Any) -> Any:
-    return _Ref(value) if tag == '!ref' and isinstance(value, str) else value
-
-
-def _flatten(tree: Mapping, where: str, prefix: str = '') -> dict[str, object]:
-    flat = {}
-    for key, value in tree.items():
-        # omegaconf's dictionary wraps its entries in one more level.
-        name = prefix.rstrip('.') if key == 'content' else f'{prefix}{key}'
-        inside = _flatten(value, where, f'{name}.') if isinstance(value, Mapping) else {name: value}
-        if twice := sorted(set(inside) & set(flat)):
-            raise InputError(f'{where}: flow.{twice[0]} is given twice; keep one')
-        flat.update(inside)
-    return flat
+    return _from_flat(flatten(root[ENTRY], f'{where}: {ENTRY}'), root, where)
 
 
 def _from_flat(flat: dict[str, object], root: Mapping, where: str) -> FlowConfig:
-    references, given = _References(root, where), {}
+    references, given = References(root, where), {}
     for field in dataclasses.fields(FlowConfig):
         key = _KEYS[field.name]
         if key in flat:
@@ -158,82 +127,8 @@ def _number(value: Any, kind: type, where: str) -> int | float:
     return values.number(value, where)
 
 
-_ARITHMETIC = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-    ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
-}  # fmt: skip
-
-
-class _References:
-    """Looks `!ref` up: `<name>`, `<a.b>` or four-function arithmetic on such numbers."""
-
-    def __init__(self, root: Mapping, where: str):
-        self._root, self._where, self._known, self._asked = root, where, {}, []
-
-    def resolve(self, value: Any) -> Any:
-        """What a reference stands for; any other value is returned as it is.
-
-        Raises:
-          InputError: it names nothing, leads back to itself, or cannot be worked out.
-        """
-        if not isinstance(value, _Ref):
-            return value
-        if len(value) > MAX_REFERENCE:
-            raise InputError(f'{self._where}: a reference of {len(value)} letters; write it out')
-        if value in self._asked:
-            raise InputError(f'{self._where}: references run in a circle at {value!s}')
-        if value not in self._known:
-            self._asked.append(value)
-            self._known[value] = self._work_out(value)
-            self._asked.pop()
-        return self._known[value]
-
-    def _work_out(self, text: str) -> Any:
-        whole = re.fullmatch(r'\s*<([\w.]+)>\s*', text)
-        if whole:
-            return self._look_up(whole)
-        filled = re.sub(r'<([\w.]+)>', lambda match: f'({self._look_up(match)})', text)
-        try:
-            return _arithmetic(ast.parse(filled.strip(), mode='eval').body)
-        except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError, SyntaxError):
-            raise InputError(
-                f'{self._where}: cannot work out {text}; write the number instead'
-            ) from None
-
-    def _look_up(self, match: re.Match) -> Any:
-        node = self._root
-        for key in match[1].split('.'):
-            if not isinstance(node, Mapping) or key not in node:
-                raise InputError(
-                    f'{self._where}: refers to {match[0]}, which the file does not define'
-                )
-            node = node[key]
-        return self.resolve(node)
-
-
-def _arithmetic(node: ast.AST) -> int | float:
-    """Every step is checked: products of products grow faster than anything."""
-    if isinstance(node, ast.Constant):
-        value = node.value
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = -_arithmetic(node.operand)
-    elif isinstance(node, ast.BinOp):
-        value = _ARITHMETIC[type(node.op)](_arithmetic(node.left), _arithmetic(node.right))
-    else:
-        raise TypeError(type(node).__name__)
-    return values.number(value, 'a step')
-
-
 def write_config(path: str | Path, config: FlowConfig) -> None:
     """Writes the file that `read_config` reads: plain YAML without tags, upstream's key names."""
-    flow: dict = {}
     entries = {key: getattr(config, name) for name, key in _KEYS.items()} | _fixed(config)
     entries['decoder.estimator.channels'] = [config.channels]
-    for key, value in entries.items():
-        *parents, last = key.split('.')
-        node = flow
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump({'flow': flow}, sort_keys=False), encoding='utf-8')
+    write_entry(path, ENTRY, entries)

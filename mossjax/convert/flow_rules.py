@@ -3,19 +3,12 @@
 from mossjax.convert.rules import (
     IDENTITY,
     MERGE_HEADS,
+    POINTWISE,
     SPLIT_BIAS,
     SPLIT_HEADS,
     TRANSPOSE,
     Op,
     Rule,
-)
-
-# torch Conv1d of width one (out, in, 1) <-> Linear kernel (in, out).
-POINTWISE = Op(
-    'pointwise',
-    lambda x, s: x[:, :, 0].T,
-    lambda x, s: x.T[:, :, None],
-    lambda s: (s[1], s[0], 1),
 )
 
 

@@ -30,6 +30,13 @@ class Op:
 IDENTITY = Op('identity', lambda x, s: x, lambda x, s: x, lambda s: s)
 # torch Linear (out, in) <-> kernel (in, out); torch Conv1d (out, in, k) <-> kernel (k, in, out).
 TRANSPOSE = Op('transpose', lambda x, s: x.T, lambda x, s: x.T, lambda s: s[::-1])
+# torch Conv1d of width one (out, in, 1) <-> Linear kernel (in, out).
+POINTWISE = Op(
+    'pointwise',
+    lambda x, s: x[:, :, 0].T,
+    lambda x, s: x.T[:, :, None],
+    lambda s: (s[1], s[0], 1),
+)
 # torch Linear (n * h, d) <-> (d, n, h), for query, key and value projections.
 SPLIT_HEADS = Op(
     'split_heads',

@@ -26,7 +26,7 @@ MAX_PICKLE = 64 << 20
 MAX_AXES = 16
 _COUNT = values.Range(0, 2**62, whole=True)
 
-_STORAGES = {
+STORAGES = {
     'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
     'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32,
     'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8,
@@ -84,7 +84,7 @@ _NAMES = {
     ('collections', 'OrderedDict'): OrderedDict,
     ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
     ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
-    **{('torch', name): _Inert(dtype) for name, dtype in _STORAGES.items()},
+    **{('torch', name): _Inert(dtype) for name, dtype in STORAGES.items()},
 }
 
 

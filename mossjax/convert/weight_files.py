@@ -78,6 +78,27 @@ def open_tensors(path: str | Path, stem: str = 'model') -> WeightFiles:
     return _open_index(path) if path.suffix == '.json' else _open_files([path], path)
 
 
+def find(directory: Path, stem: str, suffixes: Sequence[str] = ('.safetensors', '.pt')):
+    """The first file of this stem, by suffix, that is there; None where there is none."""
+    files = (directory / f'{stem}{suffix}' for suffix in suffixes)
+    return next((path for path in files if os.path.lexists(path)), None)
+
+
+def open_stem(directory: Path, stem: str) -> tuple[Path, WeightFiles]:
+    """(file, tensors) of one network of a codec's decoder.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    path = find(directory, stem)
+    if path is None:
+        raise InputError(
+            f'{directory}: neither {stem}.safetensors nor {stem}.pt; '
+            'pass the codec directory that holds the decoder (with the folder flow/ in it)'
+        )
+    return path, open_tensors(path)
+
+
 # ------------------------------------------------------------------------------------- layouts
 
 

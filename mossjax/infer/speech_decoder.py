@@ -10,12 +10,14 @@ import numpy as np
 
 from mossjax.convert.codec_flow import flow_network, open_flow
 from mossjax.errors import InputError
+from mossjax.infer import voice as voices
+from mossjax.infer.vocoder import GriffinLim, Vocoder, open_vocoder
+from mossjax.infer.voice import Voice
 from mossjax.models.flow import mel as features
 from mossjax.models.flow import solver
 from mossjax.models.flow.config import OFFLINE, Context, FlowConfig
-from mossjax.models.vocoder.griffin_lim import griffin_lim
 
-BATCH = 16  # utterances decoded at once
+BATCH = 16  # utterances decoded at once, fewer if they are long
 
 
 def bucket(codes: int, longest: int) -> int:
@@ -26,92 +28,116 @@ def bucket(codes: int, longest: int) -> int:
     return min(size, longest)
 
 
-def _speaks(folder: Path) -> str:
-    """How the waveform and the voice come about."""
-    there = [name for name in ('hift.pt', 'campplus.onnx') if (folder / name).exists()]
-    unused = f' ({" and ".join(there)} in {folder.name}/ not read)' if there else ''
-    return (
-        f'waveforms by Griffin-Lim, no trained vocoder{unused}; the voice is the decoder\'s own '
-        '(zero speaker vector, no voice prompt)'
-    )
-
-
 class SpeechDecoder:
-    """A flow decoder with its weights, and Griffin-Lim behind it.
+    """A flow decoder with its weights, a vocoder behind it, and the voice they speak with.
 
     Utterances are padded to a few lengths; the padding is masked everywhere and changes nothing.
-    The voice is the decoder's own: the speaker vector is zero and no prompt is given.
     """
 
     rate = features.RATE
 
     def __init__(
-        self, config: FlowConfig, params: dict, *, steps: int = solver.STEPS,
-        guidance: float | None = None,
+        self, config: FlowConfig, params: dict, *, vocoder: Vocoder | None = None,
+        voice: Voice | None = None, steps: int = solver.STEPS, guidance: float | None = None,
     ):  # fmt: skip
         """Args:
+          vocoder: Griffin-Lim by default.
+          voice: the decoder's own by default: no prompt, a zero speaker vector.
           steps: Euler steps. guidance: the config's by default.
 
         Raises:
-          InputError: the decoder's mel is not the one the vocoder reads.
+          InputError: the decoder's mel is not the one that vocoders read; a voice that does not
+            fit.
         """
         if config.mels != features.MELS:
             raise InputError(
                 f'the flow decoder makes {config.mels} mel bins, the vocoder reads {features.MELS}'
             )
         self.config, self.params = config, params
+        self.vocoder = vocoder or GriffinLim()
+        self.voice = voices.nobody(config) if voice is None else voices.check(voice, config)
         self._network = flow_network(config)
         self._options = {'steps': steps, 'guidance': guidance}
         self._mel = jax.jit(self._run, static_argnames='context')
-        self._vocode = jax.jit(griffin_lim)
 
     @classmethod
-    def open(cls, codec_dir: str | Path, **options) -> 'SpeechDecoder':
-        """Loads `flow/` of a codec directory; options are the constructor's.
+    def open(
+        cls, codec_dir: str | Path, *, voice: Voice | None = None, seed: int = 0, **options
+    ) -> 'SpeechDecoder':
+        """Loads `flow/` of a codec directory.
+
+        Args:
+          voice: by default the one in the directory (`voice.safetensors`), if it has one.
+          seed: of the vocoder's noise. options: the constructor's.
 
         Raises:
-          InputError: files missing or damaged.
+          InputError: files missing or damaged, or a voice that does not fit.
         """
         config, params = open_flow(codec_dir)
-        logging.info('%s: %s', codec_dir, _speaks(Path(codec_dir) / 'flow'))
-        return cls(config, jax.tree.map(jax.numpy.asarray, params), **options)
+        default = Path(codec_dir) / voices.FILE
+        if voice is None and default.is_file():
+            voice = voices.load(default, codec_dir)
+        decoder = cls(
+            config, jax.tree.map(jax.numpy.asarray, params), voice=voice,
+            vocoder=open_vocoder(codec_dir, seed), **options,
+        )  # fmt: skip
+        logging.info(
+            '%s: waveforms by %s; the voice is %s', codec_dir, decoder.vocoder.name, decoder.voice
+        )
+        return decoder
 
-    def mel(self, codes: Sequence[int], *, context: Context = OFFLINE) -> np.ndarray:
+    def mel(
+        self, codes: Sequence[int], *, context: Context = OFFLINE, voice: Voice | None = None
+    ) -> np.ndarray:
         """(n,) codes -> (4 (n - context.held), 80) float32 natural-log mel at 50 frames a second.
 
         Raises:
           InputError: see `mel_many`.
         """
-        return self.mel_many([codes], context=context)[0]
+        return self.mel_many([codes], context=context, voice=voice)[0]
 
-    def decode(self, codes: Sequence[int]) -> np.ndarray:
+    def decode(self, codes: Sequence[int], *, voice: Voice | None = None) -> np.ndarray:
         """(n,) codes -> (1920 n,) float32 wave at 24 kHz."""
-        return self.decode_many([codes])[0]
+        return self.decode_many([codes], voice=voice)[0]
 
     def mel_many(
-        self, utterances: Sequence[Sequence[int]], *, context: Context = OFFLINE
-    ) -> list[np.ndarray]:
+        self, utterances: Sequence[Sequence[int]], *, context: Context = OFFLINE,
+        voice: Voice | None = None,
+    ) -> list[np.ndarray]:  # fmt: skip
         """The mel of each utterance, in order.
 
+        Args:
+          voice: of all of them; by default the decoder's.
+
         Raises:
-          InputError: codes that are no ids of this decoder, or an utterance beyond 300 s.
+          InputError: codes that are no ids of this decoder, an utterance that is longer than 300 s
+            with the voice's prompt, or a voice that does not fit.
         """
-        rows = [self._checked(codes, i, context) for i, codes in enumerate(utterances)]
-        return self._batched(rows, functools.partial(self._mel_batch, context=context))
+        voice = self.voice if voice is None else voices.check(voice, self.config)
+        rows = [self._checked(codes, i, context, voice) for i, codes in enumerate(utterances)]
+        run = functools.partial(self._mel_batch, context=context, voice=voice)
+        return self._batched(rows, run, solver.MAX_FRAMES // self.config.ratio)
 
-    def decode_many(self, utterances: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def decode_many(
+        self, utterances: Sequence[Sequence[int]], *, voice: Voice | None = None
+    ) -> list[np.ndarray]:
         """The 24 kHz wave of each utterance, in order: exactly 1920 samples a code."""
-        return self._batched(self.mel_many(utterances), self._wave_batch)
+        return self._batched(
+            self.mel_many(utterances, voice=voice), self._wave_batch, solver.MAX_FRAMES
+        )
 
-    def _run(self, params, codes, lengths, noise, *, context):
+    def _run(self, params, codes, lengths, xvector, prompt, noise, *, context):
+        """The mel of (b, p + n) codes that begin with the p of the prompt, without the prompt's."""
         b = codes.shape[0]
-        xvector = np.zeros((b, self.config.xvector_size), np.float32)
-        prompt = np.zeros((b, 0, self.config.mels), np.float32)
         model = self._network.bind(params)
         with jax.default_matmul_precision('highest'):  # float32 on every device, as upstream
-            return model(codes, lengths, xvector, prompt, noise, context=context, **self._options)
+            mel = model(
+                codes, lengths, jax.numpy.tile(xvector, (b, 1)), jax.numpy.tile(prompt, (b, 1, 1)),
+                noise, context=context, **self._options,
+            )  # fmt: skip
+        return mel[:, prompt.shape[0] :]
 
-    def _checked(self, codes, i: int, context: Context) -> np.ndarray:
+    def _checked(self, codes, i: int, context: Context, voice: Voice) -> np.ndarray:
         ids = np.asarray(codes)
         ids = ids.astype(np.int32) if ids.size == 0 else ids
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
@@ -126,19 +152,28 @@ class SpeechDecoder:
             raise InputError(
                 f'utterance {i}: {len(ids)} codes, but {context.held} are held back as look-ahead'
             )
-        longest = solver.MAX_FRAMES // self.config.ratio
-        if len(ids) > longest:
+        longest, prompt = solver.MAX_FRAMES // self.config.ratio, len(voice.codes)
+        if len(ids) + prompt > longest:
+            spent = f', {prompt} of them the voice\'s prompt' if prompt else ''
             raise InputError(
-                f'utterance {i}: {len(ids)} codes; the decoder takes {longest} (300 s). Split it.'
+                f'utterance {i}: {len(ids)} codes; the decoder takes {longest} (300 s){spent}. '
+                'Split it.'
             )
         return ids.astype(np.int32)
 
-    def _batched(self, rows: list[np.ndarray], run) -> list[np.ndarray]:
-        """Runs batches of rows of similar length and puts the results back in order."""
+    def _batched(self, rows: list[np.ndarray], run, most: int) -> list[np.ndarray]:
+        """Runs batches of rows of similar length and puts the results back in order.
+
+        Args:
+          most: places of a batch, padding included; a row alone may have that many.
+        """
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         done: list = [None] * len(rows)
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
+        while order:
+            count = BATCH
+            while count > 1 and count * len(rows[order[:count][-1]]) > most:
+                count //= 2
+            chosen, order = order[:count], order[count:]
             for i, result in zip(chosen, run([rows[i] for i in chosen]), strict=True):
                 done[i] = result
         return done
@@ -152,20 +187,26 @@ class SpeechDecoder:
             padded[i, : len(row)], lengths[i] = row, len(row)
         return padded, lengths
 
-    def _mel_batch(self, rows: list[np.ndarray], *, context: Context) -> list[np.ndarray]:
-        ratio = self.config.ratio
-        longest = max(map(len, rows))
-        size = bucket(longest, solver.MAX_FRAMES // ratio)
+    def _mel_batch(
+        self, rows: list[np.ndarray], *, context: Context, voice: Voice
+    ) -> list[np.ndarray]:
+        ratio, prompt = self.config.ratio, len(voice.codes)
+        size = bucket(max(map(len, rows)), solver.MAX_FRAMES // ratio - prompt)
         codes, lengths = self._pad(rows, size)
+        codes = np.concatenate([np.tile(voice.codes, (len(codes), 1)), codes], axis=1)
         # Rows added to fill the batch have no codes; nothing can be held back of them.
-        lengths = np.maximum(lengths, context.held)
-        noise = solver.noise(ratio * (size - context.held), self.config.mels)
-        mel = np.asarray(self._mel(self.params, codes, lengths, noise, context=context))
+        lengths = prompt + np.maximum(lengths, context.held)
+        noise = solver.noise(ratio * (prompt + size - context.held), self.config.mels)
+        mel = np.asarray(
+            self._mel(
+                self.params, codes, lengths, voice.xvector, voice.mel, noise, context=context
+            )
+        )
         return [mel[i, : ratio * (len(row) - context.held)] for i, row in enumerate(rows)]
 
     def _wave_batch(self, rows: list[np.ndarray]) -> list[np.ndarray]:
         ratio = self.config.ratio
         size = ratio * bucket(-(-max(map(len, rows)) // ratio), solver.MAX_FRAMES // ratio)
         mel, lengths = self._pad(rows, size)
-        wave = np.asarray(self._vocode(mel, lengths, jax.random.key(0)))
+        wave = np.asarray(self.vocoder(mel, lengths))
         return [wave[i, : features.HOP * len(row)] for i, row in enumerate(rows)]

@@ -12,13 +12,32 @@ class Conv1d(nnx.Module):
 
     def __init__(
         self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, left: int = 0,
-        right: int = 0, rngs: nnx.Rngs,
+        right: int = 0, dilation: int = 1, bias: bool = True, rngs: nnx.Rngs,
     ):
-        self.stride, self.left, self.right = stride, left, right
+        self.stride, self.left, self.right, self.dilation = stride, left, right, dilation
         axes = ('kernel', 'conv_in', 'conv_out')
         self.kernel = param(rngs, (kernel, c_in, c_out), axes, fan_in(axes=(0, 1)))
+        self.bias = param(rngs, (c_out,), ('conv_out',), zeros) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = conv.conv1d(
+            x, self.kernel[...], stride=self.stride, left=self.left, right=self.right,
+            dilation=self.dilation,
+        )  # fmt: skip
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class ConvTranspose1d(nnx.Module):
+    """(b, t, c_in) -> (b, stride * t, c_out); see `ops.conv.conv_transpose1d`."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, *, stride: int, rngs: nnx.Rngs):
+        self.stride, self.cut = stride, (kernel - stride) // 2
+        axes = ('kernel', 'conv_in', 'conv_out')
+        # Each output sums over c_in channels and kernel / stride taps.
+        init = fan_in(stride, axes=(0, 1))
+        self.kernel = param(rngs, (kernel, c_in, c_out), axes, init)
         self.bias = param(rngs, (c_out,), ('conv_out',), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = conv.conv1d(x, self.kernel[...], stride=self.stride, left=self.left, right=self.right)
+        y = conv.conv_transpose1d(x, self.kernel[...], stride=self.stride, cut=self.cut)
         return y + self.bias[...].astype(x.dtype)

@@ -1,6 +1,7 @@
-"""One-dimensional convolution on channels-last activations, with torch's padding semantics."""
+"""Convolutions on channels-last activations, with torch's padding semantics."""
 
 import jax
+import jax.numpy as jnp
 
 
 def conv1d(
@@ -20,3 +21,59 @@ def conv1d(
         x, kernel.astype(x.dtype), window_strides=(stride,), padding=((left, right),),
         rhs_dilation=(dilation,), dimension_numbers=('NWC', 'WIO', 'NWC'),
     )
+
+
+def conv_transpose1d(x: jax.Array, kernel: jax.Array, *, stride: int, cut: int) -> jax.Array:
+    """The transpose of `conv1d`: y[stride * i + k - cut] += x[i] kernel[k], ends cut off.
+
+    Made of one matrix product and an overlap-add, so no zero is ever multiplied.
+
+    Args:
+      x: (b, t, c_in). kernel: (k, c_in, c_out), k >= stride.
+      cut: samples taken off either end (torch's padding), k - stride = 2 * cut.
+
+    Returns:
+      (b, stride * t, c_out).
+    """
+    size, c_in, c_out = kernel.shape
+    if size - stride != 2 * cut:
+        raise ValueError(f'kernel {size}, stride {stride} and cut {cut} change the length')
+    parts = -(-size // stride)
+    kernel = jnp.pad(kernel, ((0, parts * stride - size), (0, 0), (0, 0)))
+    frames = jnp.einsum('btc,kcd->btkd', x, kernel.astype(x.dtype))
+    return overlap_add(frames, stride)[:, cut : cut + stride * x.shape[1]]
+
+
+def conv2d(
+    x: jax.Array, kernel: jax.Array, *, stride: tuple[int, int] = (1, 1),
+    pad: tuple[int, int] = (0, 0),
+) -> jax.Array:
+    """Correlation over two axes, each padded with zeros on both sides.
+
+    Args:
+      x: (b, h, w, c_in). kernel: (kh, kw, c_in, c_out).
+
+    Returns:
+      (b, h_out, w_out, c_out), h_out = (h + 2 * pad - kh) // stride + 1.
+    """
+    return jax.lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), window_strides=stride, padding=[(p, p) for p in pad],
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+
+def overlap_add(frames: jax.Array, hop: int) -> jax.Array:
+    """(b, t, k, ...) -> (b, hop * (t - 1) + k, ...): frame i is added from position hop * i on.
+
+    k must be a multiple of the hop.
+    """
+    b, t, k, *rest = frames.shape
+    parts = k // hop
+    if parts * hop != k:
+        raise ValueError(f'frames of {k} are no multiple of the hop, {hop}')
+    blocks = frames.reshape(b, t, parts, hop, *rest)
+    ends = [(0, 0)] * (blocks.ndim - 3)
+    shifted = (
+        jnp.pad(blocks[:, :, i], [(0, 0), (i, parts - 1 - i), *ends]) for i in range(parts)
+    )
+    return sum(shifted).reshape(b, (t + parts - 1) * hop, *rest)

@@ -79,15 +79,15 @@ def test_buckets():
     ]  # fmt: skip
 
 
-def test_opening_says_which_vocoder_speaks(decoder, golden, tmp_path, caplog):
+def test_opening_says_that_there_is_no_vocoder(decoder, tmp_path, caplog):
     save_flow(tmp_path, CONFIG, decoder.params)
     with caplog.at_level(logging.INFO, logger='absl'):
         SpeechDecoder.open(tmp_path)
-        (tmp_path / 'flow' / 'hift.pt').touch()
-        SpeechDecoder.open(tmp_path)
-    without, beside = [line for line in caplog.messages if 'Griffin-Lim' in line]
-    assert 'zero speaker vector' in without and 'hift.pt' not in without
-    assert '(hift.pt in flow/ not read)' in beside
+    assert 'no flow/hift.pt or flow/hift.safetensors, so Griffin-Lim makes the sound' in caplog.text
+    assert "the voice is the decoder's own (no prompt, zero speaker vector)" in caplog.text
+    (tmp_path / 'flow' / 'hift.pt').write_bytes(b'torn')
+    with pytest.raises(InputError, match=r'hift\.pt: no zip archive'):
+        SpeechDecoder.open(tmp_path)  # a damaged vocoder is not passed over
 
 
 def test_a_directory_without_decoder_names_what_is_missing(tmp_path):

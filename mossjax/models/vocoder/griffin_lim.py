@@ -11,6 +11,7 @@ import numpy as np
 
 from mossjax.models.flow.mel import HOP, PAD, WINDOW, filters
 from mossjax.ops import spectral
+from mossjax.ops.conv import overlap_add
 
 ITERATIONS = 32
 MOMENTUM = 0.99
@@ -34,17 +35,6 @@ def magnitudes(log_mel: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, FIT_STEPS, step, start)
 
 
-def _overlap_add(frames: jax.Array) -> jax.Array:
-    """(..., t, 1920) -> (..., 480 (t - 1) + 1920): frame i is added from sample 480 i on."""
-    count, parts = frames.shape[-2], WINDOW // HOP
-    blocks = frames.reshape(*frames.shape[:-1], parts, HOP)
-    lead = [(0, 0)] * (frames.ndim - 2)
-    shifted = (
-        jnp.pad(blocks[..., i, :], [*lead, (i, parts - 1 - i), (0, 0)]) for i in range(parts)
-    )
-    return sum(shifted).reshape(*frames.shape[:-2], (count + parts - 1) * HOP)
-
-
 def griffin_lim(
     log_mel: jax.Array, lengths: jax.Array, key: jax.Array, *, iterations: int = ITERATIONS
 ) -> jax.Array:
@@ -57,12 +47,12 @@ def griffin_lim(
     window = jnp.asarray(spectral.hann(WINDOW), log_mel.dtype)
     exists = (jnp.arange(t) < lengths[:, None])[..., None]
     target = jnp.where(exists, magnitudes(log_mel), 0)
-    weight = _overlap_add(jnp.where(exists, jnp.square(window), 0))
+    weight = overlap_add(jnp.where(exists, jnp.square(window), 0), HOP)
     # The outermost samples are seen by the window's foot only; they are cut off in the end.
     weight = jnp.maximum(weight, 1e-2)
 
     def wave(spectrum):
-        return _overlap_add(jnp.fft.irfft(spectrum, WINDOW) * window) / weight
+        return overlap_add(jnp.fft.irfft(spectrum, WINDOW) * window, HOP) / weight
 
     def step(_, carry):
         spectrum, previous = carry

@@ -1,0 +1,104 @@
+"""The speaker encoder of a codec directory: `flow/campplus.onnx` or `flow/campplus.safetensors`."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mossjax.convert import campp_onnx, names, rules, safetensors_io, weight_files
+from mossjax.convert.campp_rules import campp_rules, config_of
+from mossjax.errors import InputError
+from mossjax.models.speaker.config import CamppConfig
+from mossjax.models.speaker.model import Campp
+from mossjax.nn.param import Network, describe
+
+STEM, SUFFIXES = 'campplus', ('.safetensors', '.onnx')
+EMBED = 'xvector.dense.linear.weight'
+TELLING = ('head.conv1.weight', 'xvector.tdnn.linear.weight', EMBED)
+
+
+def campp_network(config: CamppConfig, **options) -> Network:
+    """The network of a configuration; `options` are `Campp`'s keyword arguments."""
+    return describe(lambda rngs: Campp(config, rngs=rngs, **options))
+
+
+def has_speaker(codec_dir: str | Path) -> bool:
+    """Whether a codec directory has a speaker encoder."""
+    return _file(codec_dir) is not None
+
+
+def can_read(codec_dir: str | Path) -> bool:
+    """Whether it has one, in a format that can be read on this machine."""
+    path = _file(codec_dir)
+    return path is not None and (path.suffix != '.onnx' or campp_onnx.available())
+
+
+def open_tensors(codec_dir: str | Path):
+    """(path, lazy tensors under torch's names) of a codec's speaker encoder.
+
+    Raises:
+      InputError: no such file, another graph, or `onnx` is not installed.
+    """
+    path = _file(codec_dir)
+    if path is None:
+        raise InputError(
+            f'{codec_dir}/flow: neither {STEM}.onnx nor {STEM}.safetensors; the vector of a voice '
+            'needs the speaker encoder, pass the whole codec directory'
+        )
+    if path.suffix == '.onnx':
+        return path, campp_onnx.OnnxTensors(path)
+    return path, names.fitted(weight_files.open_tensors(path), TELLING, str(path))
+
+
+def open_campp(codec_dir: str | Path) -> tuple[CamppConfig, dict]:
+    """(configuration, float32 numpy parameters) of a codec's speaker encoder.
+
+    Norms stay folded where the file has them so, see `CamppConfig.folded`.
+
+    Raises:
+      InputError: as of `open_tensors`, or weights that fit no configuration.
+    """
+    path, tensors = open_tensors(codec_dir)
+    config = config_of(tensors.shapes, str(path))
+    table, shapes = campp_rules(config), campp_network(config).shapes
+    rules.check(table, tensors.shapes, shapes, where=str(path), dtypes=tensors.dtypes)
+    params = rules.to_params(table, lambda name: tensors.read(name).astype('float32'), shapes)
+    return config, params
+
+
+def save_campp(codec_dir: str | Path, config: CamppConfig, params: dict) -> None:
+    """Writes `flow/campplus.safetensors` under torch's names.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    directory = Path(codec_dir) / 'flow'
+    directory.mkdir(parents=True, exist_ok=True)
+    host = jax.tree.map(np.asarray, params)
+    tensors = rules.to_tensors(campp_rules(config), host)
+    safetensors_io.write(directory / f'{STEM}.safetensors', tensors)
+
+
+def save_campp_onnx(
+    path: str | Path, original: str | Path, config: CamppConfig, params: dict
+) -> None:
+    """Writes the graph of `original` with these parameters in it.
+
+    Raises:
+      InputError: the graph has other tensors (folded elsewhere, other widths), or the disk is full.
+    """
+    graph = campp_onnx.OnnxTensors(original)
+    tensors = rules.to_tensors(campp_rules(config), jax.tree.map(np.asarray, params))
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if wrong := sorted(set(found.items()) ^ set(graph.shapes.items())):
+        raise InputError(
+            f'{original}: does not have the tensors of these parameters ({wrong[0][0]} '
+            f'{wrong[0][1]}, ...); name the graph that they were read from'
+        )
+    for name, tensor in tensors.items():
+        graph.write(name, tensor.astype(graph.dtypes[name]))
+    graph.save(path)
+
+
+def _file(codec_dir: str | Path) -> Path | None:
+    return weight_files.find(Path(codec_dir) / 'flow', STEM, SUFFIXES)

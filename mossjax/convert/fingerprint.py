@@ -1,0 +1,35 @@
+"""Which codec something was made with: hashes of weights that give its numbers their meaning."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from mossjax.convert import codec_speaker, codec_tokenizer
+
+CODEBOOK, SPEAKER = 'codebook', 'speaker'
+BYTES = 32  # of a hash
+
+
+def fingerprint(codec_dir: str | Path) -> dict[str, bytes]:
+    """{CODEBOOK, SPEAKER: SHA-256} of the tokenizer's codes and of the speaker encoder.
+
+    What this directory or machine cannot tell is left out: it has no encoder, or `onnx` is not
+    installed. Values count, not files: the same weights in another format have the same hash.
+
+    Raises:
+      InputError: a file is damaged.
+    """
+    root, found = Path(codec_dir), {}
+    stem = codec_tokenizer.WEIGHTS
+    if any((root / name).is_file() for name in (stem, f'{stem}.index.json')):
+        _, tensors, prefix, _ = codec_tokenizer.open_files(root)
+        found[CODEBOOK] = _hash(tensors.read(f'{prefix}codebook.weight'))
+    if codec_speaker.can_read(root):
+        _, tensors = codec_speaker.open_tensors(root)
+        found[SPEAKER] = _hash(tensors.read(codec_speaker.EMBED))
+    return found
+
+
+def _hash(tensor: np.ndarray) -> bytes:
+    return hashlib.sha256(np.asarray(tensor, '<f4', order='C').data).digest()

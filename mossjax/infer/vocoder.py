@@ -1,0 +1,85 @@
+"""Mel -> waveform with what a codec directory has: HiFT, or Griffin-Lim where it has no vocoder."""
+
+from pathlib import Path
+from typing import Protocol
+
+from absl import logging
+import jax
+import numpy as np
+
+from mossjax.convert.codec_vocoder import has_vocoder, hift_network, open_hift
+from mossjax.errors import InputError
+from mossjax.models.flow import mel as features
+from mossjax.models.vocoder.griffin_lim import griffin_lim
+from mossjax.models.vocoder.hift import source
+from mossjax.models.vocoder.hift.config import HiftConfig
+
+
+class Vocoder(Protocol):
+    """(b, t, 80) natural-log mel, (b,) frames that exist -> (b, 480 t) samples at 24 kHz.
+
+    A row's samples depend neither on its padding nor on other rows; those past its end are zero.
+    """
+
+    name: str
+
+    def __call__(self, mel: np.ndarray, lengths: np.ndarray) -> jax.Array: ...
+
+
+class GriffinLim:
+    """Phases found from nothing: no weights, and audibly so."""
+
+    name = 'Griffin-Lim, no trained vocoder'
+
+    def __init__(self, seed: int = 0):
+        self._key = jax.random.key(seed)
+        self._run = jax.jit(griffin_lim)
+
+    def __call__(self, mel: np.ndarray, lengths: np.ndarray) -> jax.Array:
+        return self._run(mel, lengths, self._key)
+
+
+class HiftVocoder:
+    """The trained vocoder. The noise in its source is drawn from a seed, by absolute sample."""
+
+    name = 'HiFT'
+
+    def __init__(self, config: HiftConfig, params: dict, seed: int = 0):
+        """Args:
+          params: of `codec_vocoder.hift_network`.
+
+        Raises:
+          InputError: it reads another mel than the flow decoder makes.
+        """
+        if config.mels != features.MELS:
+            raise InputError(
+                f'the vocoder reads {config.mels} mel bins, the decoder\'s mel has {features.MELS}'
+            )
+        self.config = config
+        self.params = jax.tree.map(jax.numpy.asarray, params)
+        self._key = jax.random.key(seed)
+        self._network = hift_network(config)
+        self._run = jax.jit(self._wave)
+
+    def __call__(self, mel: np.ndarray, lengths: np.ndarray) -> jax.Array:
+        return self._run(self.params, mel, lengths, self._key)
+
+    def _wave(self, params, mel, lengths, key):
+        noise = source.noise(self.config, key, mel.shape[1])
+        with jax.default_matmul_precision('highest'):  # float32 on every device, as upstream
+            return self._network.bind(params)(mel, lengths, noise)
+
+
+def open_vocoder(codec_dir: str | Path, seed: int = 0) -> Vocoder:
+    """The vocoder of a codec directory; says where it has none.
+
+    Raises:
+      InputError: its weights are damaged or fit no configuration.
+    """
+    if has_vocoder(codec_dir):
+        return HiftVocoder(*open_hift(codec_dir), seed=seed)
+    logging.info(
+        '%s: no flow/hift.pt or flow/hift.safetensors, so Griffin-Lim makes the sound; a trained '
+        'vocoder sounds better', codec_dir,
+    )  # fmt: skip
+    return GriffinLim(seed)
