@@ -15,7 +15,12 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE = 300  # seconds until a process that says nothing counts as stuck
 # Typed Ctrl-C reaches only a process whose controlling terminal it is.
-CONTROL = 'import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n'
+# A suite in the background is deaf to it, and its children with it.
+CONTROL = '''
+import fcntl, signal, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+'''
 HOME, RIGHT, UP, INTERRUPT, END = '\x01', '\x06', '\x10', '\x03', '\x04'  # Emacs keys of readline
 
 
