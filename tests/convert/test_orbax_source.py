@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -16,10 +17,18 @@ from tests.tiny_lm import tiny_config, tiny_params
 CONFIG = tiny_config()
 
 
+@pytest.fixture(scope='module')
+def converted(tmp_path_factory):
+    root = tmp_path_factory.mktemp('converted')
+    save_lm(root / 'hf', CONFIG, tiny_params(CONFIG))
+    convert(kinds.open_source(root / 'hf'), root / 'orbax')
+    return root
+
+
 @pytest.fixture
-def orbax(tmp_path):
-    save_lm(tmp_path / 'hf', CONFIG, tiny_params(CONFIG))
-    convert(kinds.open_source(tmp_path / 'hf'), tmp_path / 'orbax')
+def orbax(converted, tmp_path):
+    """A copy; what it was made from lies beside it as 'hf'."""
+    shutil.copytree(converted, tmp_path, dirs_exist_ok=True)
     return tmp_path / 'orbax'
 
 
