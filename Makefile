@@ -67,7 +67,7 @@ $(INSTALLED)-test: | $(MADE)
 	@echo 'Installing mossjax, test tools, torch and the TPU compiler (three minutes, once)'
 	@$(PIP) --retries 0 --timeout 5 --no-deps --index-url $(TORCH_CPU) torch==$(TORCH) 2> /dev/null \
 	  || $(PIP) torch==$(TORCH)
-	@$(PIP) -e '.[dev,eval,parity,audio,tpu]'
+	@$(PIP) -e '.[dev,eval,parity,audio,onnx,tpu]'
 	@touch $@
 
 $(INSTALLED)-lint: | $(MADE)

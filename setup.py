@@ -62,6 +62,8 @@ setup(
         'eval': ['pocketsphinx>=5.1,<6', 'matplotlib'],
         # Recordings of phones and browsers (m4a, aac, webm), files libsndfile cannot follow.
         'audio': ['av>=14'],
+        # The released speaker encoder, flow/campplus.onnx: the vector of a voice.
+        'onnx': ['onnx>=1.17'],
         # Paths in buckets, gs://...: a workdir, rows, checkpoints.
         'gcs': ['fsspec', 'gcsfs'],
         # References for the parity tests and for `convert --verify` (logits). Name a CPU build of
