@@ -50,6 +50,16 @@ def test_a_refusal_ends_the_process_with_2_and_one_message():
     assert done.stdout == ''
 
 
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word():
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'mossjax', 'train', '--help'],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+    )
+    process.stdout.close()  # as `head` does, only sooner
+    assert process.communicate(timeout=60)[1] == b''
+    assert process.returncode == 141  # what a shell shows of a program that SIGPIPE ended
+
+
 @pytest.mark.parametrize('argv', [[], ['--help'], ['-h'], ['help']])
 def test_the_overview_lists_every_command_with_its_line(argv, capsys):
     assert cli.main(argv) == 0
