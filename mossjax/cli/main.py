@@ -17,6 +17,7 @@ from mossjax import __version__
 from mossjax.cli.common import check_paths, flag_fault, flag_help
 from mossjax.errors import InputError
 from mossjax.files import FULL, MISSING, REFUSED
+from mossjax.plan import platforms
 
 COMMANDS = {
     'demo': 'the tour: the shipped nano model answers spoken questions, a judge listens',
@@ -51,6 +52,7 @@ def run() -> None:
     """Entry point of the installed script."""
     for stream in (sys.stdout, sys.stderr):  # a name of odd bytes is no reason to fail
         stream.reconfigure(errors='backslashreplace')
+    platforms.say_no_tpu()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
@@ -97,8 +99,6 @@ def _run_command(name: str, rest: list[str]) -> int:
         return _report(f'{name}: {error}', FAILED, debug)
     except (RuntimeError, AssertionError):
         # jax asks for its devices where they are first used, which may be anywhere.
-        from mossjax.plan import platforms
-
         said = platforms.fault() if 'jax' in sys.modules else None
         if said is None:
             raise
