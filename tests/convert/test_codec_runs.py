@@ -13,9 +13,9 @@ from mossjax.convert.codec_tokenizer import open_tokenizer
 from mossjax.errors import InputError
 from mossjax.infer.assets import shipped
 from mossjax.models.tokenizer import quantizer
-from mossjax.train.tokenizer_task import TokenizerTask, objectives
+from mossjax.train.tokenizer import TokenizerTask, objectives
 from tests.cli.test_convert import run
-from tests.train.test_tokenizer_task import TINY
+from tests.train.test_tokenizer import TINY
 
 SHIPPED = shipped()
 

@@ -90,7 +90,7 @@ def test_unknown_keys_of_other_families_are_ignored():
 
 # Fields that change no shape, and the test that shows each at work.
 ELSEWHERE = {
-    'commitment', 'loss_scale', 'decay', 'restart_interval',  # train/test_tokenizer_task.py
+    'commitment', 'loss_scale', 'decay', 'restart_interval',  # train/test_tokenizer.py
     'pool', 'seconds',  # `stride` and `piece`, infer/test_speech_tokenizer.py
     'start_id', 'pad_id',  # below
 }
