@@ -24,9 +24,9 @@ def verify_contract(
         blocks and a rest, one of whole blocks, one of less than a block.
       whole: a row -> all that comes of it, from the network in one go under the same mask.
       atol: between floats. Integers must be equal.
-      start: sessions -> state, the stream's own by default.
+      start: [indices of rows] -> the state their sessions start in, where that depends on them.
     """
-    start = start or stream.start
+    start = start or (lambda indices: stream.start(len(indices)))
     lengths = [len(row) for row in rows]
     block = stream.block
     assert max(lengths) > 2 * block and min(lengths) < block
@@ -41,22 +41,22 @@ def verify_contract(
         else:
             np.testing.assert_allclose(found, wanted, rtol=0, atol=atol, err_msg=what)
 
-    for row, one in zip(rows, wanted, strict=True):
+    for i, (row, one) in enumerate(zip(rows, wanted, strict=True)):
         for late in (False, True):  # the end is known with the last block, or only after it
             sizes = [1] * (len(row) // block + 1)
-            found = run(step, start(1), block, [row], [sizes], late=late)[0]
+            found = run(step, start([i]), block, [row], [sizes], late=late)[0]
             check(found, one, f'{len(row)} places, block by block, end {"after" if late else "in"}')
     longest = int(np.argmax(lengths))
     for sizes in ([2, 1] * lengths[longest], [3] * lengths[longest]):
-        found = run(step, start(1), block, [rows[longest]], [sizes])[0]
+        found = run(step, start([longest]), block, [rows[longest]], [sizes])[0]
         check(found, wanted[longest], f'pieces of {sizes[:2]} blocks')
     # Side by side, each at its own pace: some wait, some are over, all paddings are rubbish.
     rng = np.random.default_rng(0)
     paces = [list(rng.integers(0, 3, 4 * n // block + 8)) for n in lengths]
-    together = run(step, start(len(rows)), block, rows, paces, late=True)
+    together = run(step, start(range(len(rows))), block, rows, paces, late=True)
     for n, found, one in zip(lengths, together, wanted, strict=True):
         check(found, one, f'{n} places among others')
-    _two_blocks_are_one_after_another(step, start(1), block, rows[longest], check)
+    _two_blocks_are_one_after_another(step, start([longest]), block, rows[longest], check)
     _every_step_costs_the_same(stream, start, rows[longest])
 
 
@@ -118,7 +118,7 @@ def _every_step_costs_the_same(stream: Stream, start, row):
     One program then serves every position, with the same operations and the same memory.
     """
     given = piece([row[: stream.block]] * 2, np.zeros(2, bool), stream.block)
-    before = start(2)
+    before = start([0, 0])
     after = jax.eval_shape(stream.step, before, given)[0]
     kind = [(x.shape, x.dtype) for x in jax.tree.leaves(before)]
     assert kind == [(x.shape, x.dtype) for x in jax.tree.leaves(after)]
@@ -144,7 +144,7 @@ def operations(program) -> list[str]:
 
 def verify_gradients(
     make: Callable[[dict], Stream], params: dict, row: np.ndarray,
-    whole: Callable[[dict, jax.Array], jax.Array], *, rtol: float,
+    whole: Callable[[dict, jax.Array], jax.Array], *, rtol: float, state=None,
 ) -> None:  # fmt: skip
     """Gradients through the steps are those through the network in one go.
 
@@ -152,31 +152,34 @@ def verify_gradients(
       make: params -> stream. row: of whole blocks.
       whole: (params, row) -> all that comes of it.
       rtol: of each parameter's largest gradient, and of the input's.
+      state: that the session starts in, the stream's own by default.
     """
     block = make(params).block
     blocks = len(row) // block
     assert blocks * block == len(row)
 
+    last = jnp.arange(blocks)[:, None] == blocks - 1
+
     def stepwise(params, row):
         stream = make(params)
-        state, outs = stream.start(1), []
-        for i in range(blocks):
-            last = jnp.array([i + 1 == blocks])
-            part = Piece(row[None, i * block : (i + 1) * block], jnp.array([block]), last)
-            state, out = stream.step(state, part)
-            outs.append(out)
-        return outs
+
+        def one(now, given):
+            values, last = given
+            return stream.step(now, Piece(values[None], jnp.array([block], jnp.int32), last))
+
+        now = stream.start(1) if state is None else state
+        return jax.lax.scan(one, now, (row.reshape(blocks, block, *row.shape[1:]), last))[1]
 
     # How much each step gives does not depend on what is learned.
-    counts = [int(out.count[0]) for out in jax.jit(stepwise)(params, row)]
+    counts = [int(n) for n in jax.jit(stepwise)(params, row).count[:, 0]]
 
     def weighted(values):
         """A different weight for every number, so that no error cancels."""
         return jnp.sum(values * jnp.cos(jnp.arange(values.size)).reshape(values.shape))
 
     def of_steps(params, row):
-        outs = stepwise(params, row)
-        parts = [out.values[0, :n] for out, n in zip(outs, counts, strict=True)]
+        values = stepwise(params, row).values
+        parts = [values[i, 0, :n] for i, n in enumerate(counts)]
         return weighted(jnp.concatenate(parts))
 
     def of_whole(params, row):
