@@ -47,30 +47,32 @@ def verify_contract(
             found = run(step, start([i]), block, [row], [sizes], late=late)[0]
             check(found, one, f'{len(row)} places, block by block, end {"after" if late else "in"}')
     longest = int(np.argmax(lengths))
-    for sizes in ([2, 1] * lengths[longest], [3] * lengths[longest]):
-        found = run(step, start([longest]), block, [rows[longest]], [sizes])[0]
-        check(found, wanted[longest], f'pieces of {sizes[:2]} blocks')
+    sizes = [2, 1] * lengths[longest]
+    found = run(step, start([longest]), block, [rows[longest]], [sizes])[0]
+    check(found, wanted[longest], 'pieces of one and of two blocks')
     # Side by side, each at its own pace: some wait, some are over, all paddings are rubbish.
     rng = np.random.default_rng(0)
     paces = [list(rng.integers(0, 3, 4 * n // block + 8)) for n in lengths]
-    together = run(step, start(range(len(rows))), block, rows, paces, late=True)
+    together = run(step, start(range(len(rows))), block, rows, paces, late=True, wide=2)
     for n, found, one in zip(lengths, together, wanted, strict=True):
         check(found, one, f'{n} places among others')
     _two_blocks_are_one_after_another(step, start([longest]), block, rows[longest], check)
     _every_step_costs_the_same(stream, start, rows[longest])
 
 
-def run(step, state, block: int, rows, paces, *, late: bool = False) -> list[np.ndarray]:
+def run(
+    step, state, block: int, rows, paces, *, late: bool = False, wide: int = 1
+) -> list[np.ndarray]:
     """All that comes out of sessions that send paces[i][j] blocks in step j.
 
     Args:
       late: a session of whole blocks ends with an empty piece, not with its last block.
+      wide: blocks of a piece at least, however few are in it.
     """
     at, over = [0] * len(rows), [False] * len(rows)
     outs: list[list] = [[] for _ in rows]
     for j in range(max(map(len, paces))):
-        # At least one block wide, and no wider than a piece has blocks anywhere.
-        blocks = max([1] + [int(p[j]) for p in paces if j < len(p)])
+        blocks = max([wide] + [int(pace[j]) for pace in paces if j < len(pace)])
         parts, last = [], np.zeros(len(rows), bool)
         for i, (row, pace) in enumerate(zip(rows, paces, strict=True)):
             size = int(pace[j]) * block if j < len(pace) and not over[i] else 0

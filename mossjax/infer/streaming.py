@@ -66,8 +66,8 @@ class Sessions:
           {session: (any length, ...)} of all that were named.
 
         Raises:
-          InputError: a session that has ended, or a piece of another shape or type; no session
-            has then taken anything.
+          InputError: a session that has ended, or a piece of another shape or type, or of numbers
+            that are not finite; no session has then taken anything.
         """
         named = list(dict.fromkeys([*pieces, *ending]))
         for i in named:
@@ -97,6 +97,8 @@ class Sessions:
                 f'{self.names[i]}: a piece of {piece.dtype} and shape {piece.shape}, but it takes '
                 f'{like.dtype} and shape {("any", *like.shape[1:])}'
             )
+        if kind is np.floating and not np.isfinite(piece).all():
+            raise InputError(f'{self.names[i]}: a piece holds numbers that are not finite')
         return piece.astype(like.dtype)
 
     def _rung(self, i: int, ends: bool) -> int | None:

@@ -71,6 +71,8 @@ def test_what_a_session_refuses():
         sessions.feed({1: np.ones((2, 2))})
     with pytest.raises(InputError, match='caller 9: a piece of int64'):
         sessions.feed({1: np.ones(3, np.int64)})
+    with pytest.raises(InputError, match='caller 9: .* not finite'):
+        sessions.feed({1: np.array([1, np.nan])})
     jax.tree.map(np.testing.assert_array_equal, sessions.state, before)
     np.testing.assert_array_equal(sessions.feed({1: np.ones(3)}, ending=[1])[1], [1, 2, 3])
 
