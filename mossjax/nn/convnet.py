@@ -20,8 +20,15 @@ class Conv1d(nnx.Module):
         self.bias = param(rngs, (c_out,), ('conv_out',), zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self._run(x, self.left, self.right)
+
+    def unpadded(self, x: jax.Array) -> jax.Array:
+        """The same of x (b, left + t + right, c_in) that stands among its neighbours."""
+        return self._run(x, 0, 0)
+
+    def _run(self, x: jax.Array, left: int, right: int) -> jax.Array:
         y = conv.conv1d(
-            x, self.kernel[...], stride=self.stride, left=self.left, right=self.right,
+            x, self.kernel[...], stride=self.stride, left=left, right=right,
             dilation=self.dilation,
         )  # fmt: skip
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)

@@ -107,3 +107,45 @@ def test_counts(tokenizer, rng):
 def test_refuses_what_is_not_mono_float_audio(tokenizer, bad):
     with pytest.raises(InputError, match='recording 1'):
         tokenizer.encode([np.zeros(1280, np.float32), bad])
+
+
+def arrivals(rng, wav):
+    """The same sound in pieces of 1 to 5000 samples, some of none."""
+    cuts = np.cumsum(rng.integers(0, 5001, 2 * len(wav) // 2500))
+    return np.split(wav, cuts[cuts < len(wav)])
+
+
+def test_codes_of_a_stream_whose_maxima_are_known_are_upstreams(encoded, tokenizer, rng):
+    """Two sessions side by side: 37 s at once, and 6 s in pieces of any length."""
+    wavs, wanted, _ = encoded
+    other = max(range(len(wavs) - 1), key=lambda i: len(wavs[i]))
+    known = [tokenizer.maxima(wavs[i]) for i in (-1, other)]
+    assert [len(peaks) for peaks in known] == [2, 1]
+    sessions = tokenizer.stream(2, known=known)
+    whole = sessions.feed({0: wavs[-1]}, ending=[0])[0]
+    np.testing.assert_array_equal(whole, wanted[-1])
+    parts = [sessions.feed({1: piece})[1] for piece in arrivals(rng, wavs[other])]
+    at = np.cumsum([len(part) for part in parts])
+    sent = np.cumsum([len(piece) for piece in arrivals(np.random.default_rng(0), wavs[other])])
+    np.testing.assert_array_equal(at, sent // 1280)  # every code as soon as its 80 ms are there
+    found = np.concatenate([*parts, sessions.feed({}, ending=[1])[1]])
+    np.testing.assert_array_equal(found, wanted[other])
+
+
+def test_codes_of_a_stream_with_a_running_maximum(encoded, tokenizer, rng):
+    """As many, the same for any arrival, and most of them those of the whole recording.
+
+    Speech that gets louder all the time, the worst case.
+    """
+    wav = encoded[0][-1][: 12 * 16000]
+    wav = wav * np.geomspace(1e-4, 1, len(wav), dtype=np.float32)
+    wanted = tokenizer.encode([wav])[0]
+    sessions = tokenizer.stream(2)
+    whole = sessions.feed({0: wav}, ending=[0])[0]
+    parts = [sessions.feed({1: piece})[1] for piece in arrivals(rng, wav)]
+    found = np.concatenate([*parts, sessions.feed({}, ending=[1])[1]])
+    assert len(found) == len(wanted) == 150
+    np.testing.assert_array_equal(found, whole)
+    share = np.mean(found == wanted)
+    print(f'{share:.0%} of the codes are those of the whole recording')
+    assert 0.5 < share < 1

@@ -58,7 +58,26 @@ class EncoderLayer(nnx.Module):
         self.down = Linear(ffn, d, axes=('mlp', 'embed'), rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: Mask) -> jax.Array:
-        x = x + self.attn(self.attn_norm(x), mask)
+        return self.feed_forward(x + self.attn(self.attn_norm(x), mask))
+
+    def after(
+        self, x: jax.Array, mask: Mask, keys: jax.Array, values: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The same where keys and values (b, s, n, h) of earlier positions come first.
+
+        Args:
+          mask: over s + t keys.
+
+        Returns:
+          (b, t, d), and the t new keys and values.
+        """
+        y = self.attn_norm(x)
+        q, k, v = (self.attn.heads(y, name) for name in 'qkv')
+        keys, values = jnp.concatenate([keys, k], axis=1), jnp.concatenate([values, v], axis=1)
+        x = x + self.attn.merge(self.attn.attend(q, keys, values, mask))
+        return self.feed_forward(x), k, v
+
+    def feed_forward(self, x: jax.Array) -> jax.Array:
         return x + self.down(gelu(self.up(self.mlp_norm(x))))
 
 

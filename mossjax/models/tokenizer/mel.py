@@ -14,11 +14,42 @@ HOP = 160  # samples, 10 ms
 F_MAX = 8000.0  # Hz
 # Reflection on the right reaches this far: the frame that Whisper computes and drops is left out.
 RIGHT = N_FFT // 2 - HOP
+WINDOW = spectral.hann(N_FFT).astype(np.float32)
 
 
 @functools.cache
 def _filters(mels: int) -> np.ndarray:
     return spectral.mel_filters(RATE, N_FFT, mels, 0.0, F_MAX).astype(np.float32)
+
+
+def log_power(spectrum: jax.Array, mels: int) -> jax.Array:
+    """(..., 201) complex -> (..., m): log10 of the mel power, >= -10."""
+    return jnp.log10(jnp.maximum(spectral.power(spectrum) @ _filters(mels), 1e-10))
+
+
+def normalised(log: jax.Array, peak: jax.Array) -> jax.Array:
+    """(..., t, m) `log_power` and the loudest value (...) of the whole -> what the network reads."""
+    return (jnp.maximum(log, peak[..., None, None] - 8.0) + 4.0) / 4.0
+
+
+def _log_of(audio: jax.Array, mels: int) -> jax.Array:
+    """(b, w), w a multiple of 160 and more than 200 -> (b, w / 160, m)."""
+    if audio.shape[-1] % HOP:
+        raise ValueError(f'{audio.shape[-1]} samples are not a multiple of the hop, {HOP}')
+    spectrum = spectral.stft(audio, n_fft=N_FFT, hop=HOP, window=WINDOW, pad=(N_FFT // 2, RIGHT))
+    return log_power(spectrum, mels)
+
+
+def _peak(log: jax.Array, frames: jax.Array | None) -> jax.Array:
+    peak = jnp.max(log, axis=-1)
+    if frames is not None:
+        peak = jnp.where(jnp.arange(peak.shape[1]) < frames[:, None], peak, -jnp.inf)
+    return jnp.max(peak, axis=-1)
+
+
+def loudest(audio: jax.Array, mels: int, frames: jax.Array | None = None) -> jax.Array:
+    """(b,) the largest log10 mel power of each row, which sets its dynamic range; see `log_mel`."""
+    return _peak(_log_of(audio, mels), frames)
 
 
 def log_mel(audio: jax.Array, mels: int, frames: jax.Array | None = None) -> jax.Array:
@@ -32,15 +63,5 @@ def log_mel(audio: jax.Array, mels: int, frames: jax.Array | None = None) -> jax
     Returns:
       (b, w / 160, m) float32: (max(log10 power, loudest - 8) + 4) / 4.
     """
-    if audio.shape[-1] % HOP:
-        raise ValueError(f'{audio.shape[-1]} samples are not a multiple of the hop, {HOP}')
-    spectrum = spectral.stft(
-        audio, n_fft=N_FFT, hop=HOP, window=spectral.hann(N_FFT).astype(np.float32),
-        pad=(N_FFT // 2, RIGHT),
-    )
-    log = jnp.log10(jnp.maximum(spectral.power(spectrum) @ _filters(mels), 1e-10))
-    peak = jnp.max(log, axis=-1)
-    if frames is not None:
-        peak = jnp.where(jnp.arange(peak.shape[1]) < frames[:, None], peak, -jnp.inf)
-    floor = jnp.max(peak, axis=-1)[:, None, None] - 8.0
-    return (jnp.maximum(log, floor) + 4.0) / 4.0
+    log = _log_of(audio, mels)
+    return normalised(log, _peak(log, frames))
