@@ -17,7 +17,7 @@ from mossjax.infer import audio, voice
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.speech_tokenizer import SpeechTokenizer
 from mossjax.infer.voice import Voice
-from mossjax.infer.voice_maker import VoiceMaker
+from mossjax.infer.voice_maker import VoiceMaker, read_recording
 from mossjax.models.speaker.fbank import fbank
 from mossjax.models.vocoder.hift import source
 from mossjax.ops.resample import resample
@@ -180,7 +180,9 @@ def test_any_rate_and_the_first_of_two_channels(maker, recording, tmp_path):
     both = np.stack([left, np.sin(np.arange(len(left)) / 7)], axis=1)
     write_wav(tmp_path / 'two.wav', both, 44100, channels=2)
     write_wav(tmp_path / 'one.wav', left, 44100)
-    two, one = maker.read(tmp_path / 'two.wav'), maker.read(tmp_path / 'one.wav')
+    two, one = (
+        maker.make(*read_recording(tmp_path / name)) for name in ('two.wav', 'one.wav')
+    )
     np.testing.assert_array_equal(two.codes, one.codes)
     np.testing.assert_allclose(two.xvector, one.xvector, rtol=0, atol=1e-5)
     assert len(one.codes) == 25
@@ -194,11 +196,11 @@ def test_recordings_that_are_no_voice(maker, recording, tmp_path):
     }
     for name, (samples, message) in cases.items():
         with pytest.raises(InputError, match=f'{name}.*{message}'):
-            maker.read(write_wav(tmp_path / name, samples, 24000))
+            read_recording(write_wav(tmp_path / name, samples, 24000))
     with pytest.raises(InputError, match='no number'):
         maker.make(np.full(24000, np.nan, np.float32), 24000)
     with pytest.raises(InputError, match='nowhere.wav: no such file'):
-        maker.read(tmp_path / 'nowhere.wav')
+        read_recording(tmp_path / 'nowhere.wav')
 
 
 def test_a_codec_without_speaker_encoder_makes_prompts(codec, recording, tmp_path, caplog):
@@ -208,7 +210,10 @@ def test_a_codec_without_speaker_encoder_makes_prompts(codec, recording, tmp_pat
     with caplog.at_level(logging.INFO, logger='absl'):
         found = VoiceMaker.open(own).make(recording[:24000], 24000)
     assert not found.xvector.any() and len(found.codes) == 12
+    assert set(found.made_with) == {'codebook'}
     assert 'voices are prompts alone' in caplog.text
+    with pytest.raises(InputError, match=r'neither campplus\.onnx nor campplus\.safetensors'):
+        VoiceMaker.open(own, prompt=False)
 
 
 # -------------------------------------------------------------------------------------- in a file
