@@ -12,26 +12,36 @@ from mossjax.models.flow.config import FlowConfig, released
 from mossjax.models.flow.model import FlowDecoder
 from mossjax.nn.param import Network, describe
 
+STEM = 'flow'
+
 
 def flow_network(config: FlowConfig, **modules) -> Network:
     """The network of a configuration; `modules` are FlowDecoder's keyword arguments."""
     return describe(lambda rngs: FlowDecoder(config, rngs=rngs, **modules))
 
 
-def open_flow(codec_dir: str | Path, stem: str = 'flow') -> tuple[FlowConfig, dict]:
+def open_config(codec_dir: str | Path) -> FlowConfig:
+    """The configuration of a codec directory's decoder: `flow/config.yaml`, else the released one.
+
+    Raises:
+      InputError: see `flow_config.read_config`.
+    """
+    path = Path(codec_dir) / 'flow' / 'config.yaml'
+    return read_config(path) if os.path.lexists(path) else released()
+
+
+def open_flow(codec_dir: str | Path, stem: str = STEM) -> tuple[FlowConfig, dict]:
     """Configuration and parameters (float32 numpy) of a codec directory's decoder.
 
     Args:
       stem: the checkpoint, `flow` (offline) or `flow-chunk-5` (streaming); `.safetensors` is
-        preferred to `.pt`. Without `flow/config.yaml` the released configuration is assumed.
+        preferred to `.pt`.
 
     Raises:
       InputError: no such file, or weights that do not fit the configuration.
     """
-    directory = Path(codec_dir) / 'flow'
-    config_file = directory / 'config.yaml'
-    config = read_config(config_file) if os.path.lexists(config_file) else released()
-    path, weights = open_stem(directory, stem)
+    config = open_config(codec_dir)
+    path, weights = open_stem(Path(codec_dir) / 'flow', stem)
     table, shapes = flow_rules(), flow_network(config).shapes
     tensors = names.fitted(weights, rules.expected_tensors(table, shapes), str(path))
     rules.check(table, tensors.shapes, shapes, where=str(path), dtypes=tensors.dtypes)

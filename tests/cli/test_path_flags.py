@@ -13,7 +13,8 @@ PARSED = {('train', 'config')}  # with overrides behind it, see test_train
 WRITES = {common.WRITE_FILE, common.WRITE_FOLDER, common.WRITE_FOLDER_OR_BUCKET}
 FILES = {common.READ_FILE, common.WRITE_FILE}
 REQUIRED = {'chat': ['model'], 'tokenize': ['codec', 'out'], 'train': ['workdir'],
-            'rows': ['model', 'out'], 'voice': ['codec', 'out']}
+            'rows': ['model', 'out'], 'voice': ['codec', 'out'],
+            'vocode': ['codec', 'codes', 'out']}
 
 
 def command(name):
