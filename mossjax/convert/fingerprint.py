@@ -10,6 +10,7 @@ from mossjax.convert import codec_speaker, codec_tokenizer
 
 CODEBOOK, SPEAKER = 'codebook', 'speaker'
 BYTES = 32  # of a hash
+VOICE = 'voice.safetensors'  # in a codec directory: the voice it speaks with when none is named
 
 
 def fingerprint(

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from mossjax.convert import safetensors_io
-from mossjax.convert.fingerprint import BYTES, fingerprint
+from mossjax.convert.fingerprint import BYTES, VOICE, fingerprint
 from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
 from mossjax.files import replacing
 from mossjax.models.flow import mel as features
 from mossjax.models.flow.config import FlowConfig
 
-FILE = 'voice.safetensors'  # in a codec directory: the voice it speaks with when none is named
 _PRINT = 'fingerprint.'
 _WHAT = {'codebook': 'speech tokenizer', 'speaker': 'speaker encoder'}
 
@@ -59,7 +58,7 @@ def nobody(config: FlowConfig) -> Voice:
 
 def is_file(path: str | os.PathLike) -> bool:
     """Whether a path is that of a file that `save` wrote, damaged perhaps, and of no recording."""
-    if Path(path).suffix == Path(FILE).suffix:
+    if Path(path).suffix == Path(VOICE).suffix:
         return True
     if not os.path.isfile(path):
         return False

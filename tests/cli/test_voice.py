@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from mossjax.cli import main as cli
+from mossjax.convert.fingerprint import VOICE
 from mossjax.infer import voice
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.voice_maker import open_voice
@@ -62,7 +63,7 @@ def test_one_part_alone(codec, recording, made, tmp_path):
 def test_the_codec_speaks_with_the_voice_in_it(codec, made, tmp_path):
     own = tmp_path / 'codec'
     shutil.copytree(codec, own)
-    voice.save(own / voice.FILE, made)
+    voice.save(own / VOICE, made)
     assert_same(SpeechDecoder.open(own).voice, made)
 
 

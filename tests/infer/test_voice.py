@@ -11,6 +11,7 @@ import pytest
 from mossjax.convert import safetensors_io
 from mossjax.convert.codec_speaker import campp_network, open_campp
 from mossjax.convert.codec_vocoder import hift_network
+from mossjax.convert.fingerprint import VOICE
 from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
 from mossjax.infer import audio, voice
@@ -114,7 +115,7 @@ def test_the_vocoder_of_the_codec_speaks(codec, io, caplog):
 def test_the_directory_may_carry_a_voice(codec, io, speaker, spoken, tmp_path):
     own = tmp_path / 'codec'
     shutil.copytree(codec, own)
-    voice.save(own / voice.FILE, speaker)
+    voice.save(own / VOICE, speaker)
     decoder = SpeechDecoder.open(own)
     assert str(decoder.voice) == 'a prompt of 0.6 s and a speaker vector'
     found = decoder.mel(io['codes'][0])
