@@ -22,6 +22,8 @@ from mossjax.plan import platforms
 COMMANDS = {
     'demo': 'the tour: the shipped nano model answers spoken questions, a judge listens',
     'tokenize': 'recordings to speech codes, one JSON line a file',
+    'vocode': 'speech codes to recordings at 24 kHz, one a line',
+    'voice': 'a recording to the voice that chat and vocode speak with',
     'rows': 'recordings, dialogues or texts to the packed rows that train reads',
     'chat': 'one question, or a dialogue, answered in speech or text',
     'convert': 'weights between Hugging Face and Orbax, with a certificate',

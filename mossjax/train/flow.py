@@ -15,6 +15,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from mossjax.convert.codec_flow import STEM
+from mossjax.convert.codec_meta import run_meta
+from mossjax.convert.codec_parts import TORCH, Part
+from mossjax.convert.source import DECODER
 from mossjax.data import speech
 from mossjax.data.codes import CodesStore
 from mossjax.data.pipeline import Batch, Batches
@@ -84,6 +88,12 @@ class FlowTask:
         if self.statistics is None:
             return net
         return _Scaled(net.make, net.graphdef, net.shapes, net.axes, self.statistics)
+
+    @property
+    def model(self) -> dict:
+        """What a checkpoint says of its parameters, so that it can be exported; see `kinds`."""
+        stem = STEM if self.context.chunk is None else f'{STEM}-chunk-{self.context.chunk}'
+        return run_meta(Part(f'{DECODER}/{stem}', TORCH, self.config))
 
     def size(self, step: int) -> int:
         return self.batches.size(step)
