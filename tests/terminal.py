@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE = 300  # seconds until a process that says nothing counts as stuck
@@ -62,6 +63,16 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C, typed when the process waits for it.
+
+        Python forgets a signal that comes between the prompt and the wait for a key.
+        """
+        stat = pathlib.Path(f'/proc/{self.process.pid}/stat')
+        while stat.read_text().rpartition(')')[2].split()[0] != 'S':
+            time.sleep(0.05)
+        self.type(INTERRUPT)
 
     def end(self) -> int:
         """Waits for the end; returns the exit code."""

@@ -24,7 +24,8 @@ ELSEWHERE = ('source .venv/bin/activate', 'apt-get install ', 'pip install ', 'h
 
 def commands() -> list[str]:
     """The lines of all code blocks of the README that are commands, continuations joined."""
-    blocks = re.findall(r'^```\n(.*?)^```$', README, re.DOTALL | re.MULTILINE)
+    found = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in found if not language]
     lines = [line for block in blocks for line in block.replace('\\\n', '').splitlines()]
     return [line.split('  #')[0].strip() for line in lines if not line.startswith(('16 kHz', ' '))]
 

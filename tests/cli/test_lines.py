@@ -10,7 +10,7 @@ import pytest
 
 from mossjax.cli import lines
 from mossjax.errors import InputError
-from tests.terminal import END, HOME, INTERRUPT, RIGHT, ROOT, UP, Terminal
+from tests.terminal import END, HOME, RIGHT, ROOT, UP, Terminal
 
 # Standard output gets each line, and standard error says that it has.
 ECHO = """
@@ -35,7 +35,9 @@ def test_a_terminal_edits_and_remembers_and_shows_nothing_of_it_on_standard_outp
         terminal.wait_for('you> ')
         answered(terminal, f'hllo{HOME}{RIGHT}e\r')
         terminal.wait_for('you> ')
-        terminal.type(f'not this{INTERRUPT}')
+        terminal.type('not this')
+        terminal.wait_for('not this')
+        terminal.interrupt()
         terminal.wait_for('Ctrl-D or /quit ends the dialogue')
         answered(terminal, f'{UP} you\r')
         terminal.wait_for('you> ')
