@@ -13,11 +13,9 @@ from launch.restart import MAX_RESTARTS
 from launch.slices import Slice, find
 from mossjax import paths
 from mossjax.errors import InputError
+from mossjax.plan.doctor import COORDINATOR_PORT
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Where the processes meet on the first host. Cloud TPU's own firewall rule opens 8476 between the
-# machines of a slice, but not 8482, jax's default.
-COORDINATOR_PORT = 8476
 # A step that waits for a slice that is gone would wait for ever; ended, it is restarted.
 MEGASCALE = '--megascale_abort_on_hangs=true --megascale_abort_on_errors=true'
 LONGEST_NAME = 40

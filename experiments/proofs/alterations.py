@@ -143,7 +143,7 @@ TOKENIZER = (
         'mossjax/models/tokenizer/quantizer.py',
         'total = decay * book.total + (1.0 - decay) * sums',
         'total = (1.0 - decay) * book.total + decay * sums',
-        ('tests/train/test_tokenizer_task.py::test_moving_averages_of_the_first_step',),
+        ('tests/train/test_tokenizer.py::test_moving_averages_of_the_first_step',),
     ),
     Alteration(
         'no gradient passes the codebook', 'mossjax/models/tokenizer/quantizer.py',

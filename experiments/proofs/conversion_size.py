@@ -12,14 +12,12 @@ trunk layers are used and the record says how many.
 import dataclasses
 from pathlib import Path
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 
 from absl import app, flags, logging
 
-from experiments.proofs import big_checkpoint, record
+from experiments.proofs import big_checkpoint, record, watch
 from mossjax.convert import certificate
 from mossjax.convert.weight_files import open_tensors
 from mossjax.models.lm.config import LMConfig
@@ -46,26 +44,8 @@ def config_that_fits(free: int) -> LMConfig:
     )  # fmt: skip
 
 
-def watched(*command) -> tuple[float, int]:
-    """(seconds, peak anonymous bytes) of a process."""
-    began, peak = time.monotonic(), 0
-    process = subprocess.Popen(list(map(str, command)), cwd=record.ROOT)
-    while process.poll() is None:
-        try:
-            status = Path(f'/proc/{process.pid}/status').read_text()
-        except OSError:
-            break
-        lines = [line.split() for line in status.splitlines()]
-        found = [int(words[1]) for words in lines if words[:1] == ['RssAnon:']]
-        peak = max([peak, *(1024 * n for n in found)])
-        time.sleep(0.05)
-    if process.wait():
-        sys.exit(f'{" ".join(map(str, command))} failed')
-    return time.monotonic() - began, peak
-
-
 def convert(*args) -> tuple[float, int]:
-    return watched(sys.executable, '-m', 'mossjax', 'convert', *args)
+    return watch.mossjax('convert', *args)
 
 
 def main(argv: list[str]) -> None:
@@ -77,7 +57,7 @@ def main(argv: list[str]) -> None:
         figures = {'tensors': 446 - 11 * (32 - config.num_shared_layers), 'bytes': size,
                    'trunk_layers': config.num_shared_layers}  # fmt: skip
         runs = {}
-        runs['copy'] = watched('cp', '-r', root / 'hf', root / 'copy')
+        runs['copy'] = watch.watched('cp', '-r', root / 'hf', root / 'copy')
         shutil.rmtree(root / 'copy')
         runs['to_orbax_nocertificate'] = convert('--nocertificate', root / 'hf', root / 'orbax')
         shutil.rmtree(root / 'orbax')
@@ -90,10 +70,8 @@ def main(argv: list[str]) -> None:
         ]  # fmt: skip
         runs['verify'] = convert('--verify', root / 'orbax')
     figures['runs'] = {
-        name: {'seconds': round(seconds, 1), 'mb_per_second': round(size / seconds / 1e6),
-               'peak_anonymous_gib': round(peak / 2**30, 2)}
-        for name, (seconds, peak) in runs.items()
-    }  # fmt: skip
+        name: watch.figures(seconds, peak, size) for name, (seconds, peak) in runs.items()
+    }
     figures['differing'] = differing
     good = not differing and set(before.shapes) == set(after.shapes) and all(
         peak <= LIMIT for _, peak in runs.values()

@@ -5,34 +5,44 @@
 DIR holds the vectors as .safetensors: weights of small random networks (`flow_state`,
 `hift_state`, `campplus_state`) and what upstream's torch modules computed with them on a CPU in
 float32 (`flow_io`, `estimator_io`, `hift_io`, `e2e_offline`, `streaming_io`, `frontend_io`). Prints
-the largest difference of each array beside what is allowed; exit code 1 if one is larger. Two
-minutes of two cores. The vectors are not part of the project: they are 12 MB.
+the largest difference of each array beside what is allowed; exit code 1 if one is larger. The
+recorded codes and the recorded recording also go through the commands: what `mossjax vocode` and
+`mossjax voice` write. Two minutes of two cores. The vectors are not part of the project: they are
+12 MB.
 """
 
 from collections.abc import Iterator
+import json
 from pathlib import Path
+import shutil
 import sys
+import tempfile
 from typing import NamedTuple
+from unittest import mock
 
 from absl import app, flags
 import jax
 import numpy as np
+import soundfile
 
 from experiments.proofs import decoder_stages as stages
 from experiments.proofs import record
+from mossjax.cli import main as cli
 from mossjax.convert import rules
 from mossjax.convert.campp_rules import campp_rules, config_of
-from mossjax.convert.codec_flow import flow_network
+from mossjax.convert.codec_flow import flow_network, save_flow
 from mossjax.convert.codec_speaker import campp_network
-from mossjax.convert.codec_vocoder import hift_network, stored_network
+from mossjax.convert.codec_vocoder import hift_network, save_hift, stored_network
 from mossjax.convert.flow_rules import flow_rules
 from mossjax.convert.hift_config import of_tensors
 from mossjax.convert.hift_rules import hift_rules, spellings
 from mossjax.convert.safetensors_io import TensorFile
+from mossjax.infer import voice
 from mossjax.models.flow.config import FlowConfig
 from mossjax.models.flow.mel import log_mel
 from mossjax.models.flow.solver import noise
 from mossjax.models.speaker import blocks, fbank
+from mossjax.models.vocoder.hift import source
 from mossjax.nn.weight_norm import fold
 from mossjax.ops.resample import resample
 
@@ -215,12 +225,57 @@ def features(directory: Path) -> Iterator[Check]:
             yield Check(f'features: camp/{name}{ending}', run(model, x), expected, 1e-4)
 
 
+def commands(directory: Path) -> Iterator[Check]:
+    """The recorded offline decode by `mossjax vocode`, the recorded vector by `mossjax voice`."""
+    io, whole, heard = (
+        load(directory, name) for name in ('flow_io', 'e2e_offline', 'frontend_io')
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        flow_params = parameters(
+            flow_rules(), load(directory, 'flow_state'), flow_network(FLOW).shapes
+        )
+        save_flow(root / 'codec', FLOW, flow_params)
+        tensors = load(directory, 'hift_state')
+        config = of_tensors({name: x.shape for name, x in tensors.items()})
+        table = hift_rules(config, spellings(config, tensors))
+        save_hift(
+            root / 'codec', config,
+            parameters(table, tensors, stored_network(config, tensors).shapes),
+        )
+        shutil.copy(
+            directory / 'campplus_state.safetensors', root / 'codec/flow/campplus.safetensors'
+        )
+        prompt = voice.Voice(io['prompt_codes'][0], io['prompt_mel'][0], io['xvector'][0])
+        voice.save(root / 'prompt', prompt)
+        (root / 'codes.jsonl').write_text(json.dumps({'codes': io['codes'][0].tolist()}) + '\n')
+        soundfile.write(root / 'heard.wav', heard['wav24_int16'][0], 24000)
+        with mock.patch.object(source, 'noise', lambda *_: turned(whole['noise_sine'])):
+            run(
+                'vocode', '--codec', root / 'codec', '--codes', root / 'codes.jsonl', '--out', root,
+                '--voice', root / 'prompt',
+            )
+        run(
+            'voice', root / 'heard.wav', '--codec', root / 'codec', '--out', root / 'vector',
+            '--only', 'vector',
+        )
+        found, _ = soundfile.read(root / 'line-1.wav')
+        vector = voice.load(root / 'vector', root / 'codec').xvector
+    yield Check('mossjax vocode', found[None], whole['wav'], 3e-2)
+    yield Check('mossjax voice', vector[None], heard['camp/embedding'], 1e-4)
+
+
+def run(*args) -> None:
+    if code := cli.main(list(map(str, args))):
+        sys.exit(f'mossjax {args[0]} ended with {code}')
+
+
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         sys.exit(__doc__)
     directory, failed, found = Path(argv[1]), 0, {}
     with jax.default_matmul_precision('highest'):
-        for part in (flow, vocoder, features):
+        for part in (flow, vocoder, features, commands):
             for check in part(directory):
                 far = check.difference > check.allowed
                 failed += far

@@ -27,7 +27,7 @@ from mossjax.checkpoint import Checkpoints
 from mossjax.data.pipeline import Whole
 from mossjax.models.lm.config import LMConfig
 from mossjax.train import metrics
-from mossjax.train.lm_task import LMTask
+from mossjax.train.lm import LMTask
 from mossjax.train.loop import fit
 
 STEPS = 20
@@ -118,12 +118,12 @@ def stored(workdir: Path, step: int) -> dict:
     from mossjax.train.optim import OptimConfig
 
     config = run_config()
-    plan = state.plan(
+    layout = state.layout(
         LMTask(model(), None), OptimConfig(**config.optim), STEPS,
         make_mesh(MeshConfig(), jax.devices()[:1]), rules.preset(config.rules),
     )  # fmt: skip
     checkpoints = Checkpoints(workdir / 'checkpoints')
-    items, _ = checkpoints.restore(plan.abstract.items(), step)
+    items, _ = checkpoints.restore(layout.abstract.items(), step)
     checkpoints.close()
     return jax.tree.map(jnp.asarray, items)
 

@@ -25,6 +25,7 @@ class Proof(NamedTuple):
 
 CPU = {'JAX_PLATFORMS': 'cpu'}
 PROOFS = {
+    'codec_conversion': Proof('a codec of real size to Orbax and back: bytes, memory, speech', CPU),
     'conversion_kills': Proof('ten kills -9 of a conversion: reruns complete, bytes right', CPU),
     'conversion_size': Proof('18 GB to Orbax and back: bytes, memory, throughput', CPU),
     'exact_resume': Proof('20 steps of the nano model = 10, kill -9, 10: bit for bit', CPU),

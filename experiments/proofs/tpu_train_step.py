@@ -24,7 +24,7 @@ from experiments.proofs import record
 from mossjax.parallel import rules
 from mossjax.parallel.mesh import AXES, MeshConfig, make_mesh
 from mossjax.plan import compile as plan
-from mossjax.train import state, step, tasks
+from mossjax.train import lm, state, step
 from mossjax.train.optim import OptimConfig
 
 TOPOLOGIES = ('v5p:4x4x4', 'v6e:8x8')
@@ -35,8 +35,8 @@ CONTEXT, ROWS_PER_CHIP = 8192, 2
 def lowered(stage: str, mesh):
     """The lowered step of a config of `experiments.moss_9b` on a mesh of devices or an abstract."""
     config = importlib.import_module(f'experiments.moss_9b.{stage}').get_config()
-    task = tasks.lm_task(config, batches=None)
-    made = state.plan(
+    task = lm.make_task(config, batches=None)
+    made = state.layout(
         task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
     )
     make = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)

@@ -47,6 +47,10 @@ _CODEC = path_flag(
 )
 _WAV = path_flag('wav', None, 'The question as a recording.', READ_FILE, FLAGS)
 _TEXT = flags.DEFINE_string('text', None, 'The question as text.', flag_values=FLAGS)
+_VOICE = path_flag(
+    'voice', None, 'Who answers: a recording of 80 ms to 30 s, or a file made by mossjax voice; by '
+    'default the voice that the codec comes with.', READ_FILE, FLAGS,
+)  # fmt: skip
 _REPLY = flags.DEFINE_enum(
     'reply', 'speech', ['speech', 'text'], 'How to answer.', flag_values=FLAGS
 )
@@ -95,6 +99,8 @@ def main(args: list[str]) -> int | None:
         raise InputError('a spoken reply needs --codec and --out; or ask with --reply text')
     if _WAV.value is not None and not _CODEC.value:
         raise InputError('--wav needs --codec to be heard')
+    if _VOICE.value is not None and _REPLY.value == 'text':
+        raise InputError('--voice speaks, and the reply is to be written; leave one of them out')
     _check_targets()
     if _WAV.value is None and _TEXT.value is None:
         return talk.converse(_Partner, _CODEC.value)
@@ -109,7 +115,7 @@ def _check_targets() -> None:
     audio.check_writable_suffix(_OUT.value, '--out')
     if _REPLY.value == 'text':
         talk.notice('--out is left alone: a written reply goes to standard output')
-    for flag in (_WAV, _GRID):
+    for flag in (_WAV, _VOICE, _GRID):
         if flag.value and pathlib.Path(flag.value).resolve() == pathlib.Path(_OUT.value).resolve():
             raise InputError(f'--out {_OUT.value} is also --{flag.name}; give another name')
 
@@ -121,6 +127,7 @@ class _Partner:
         from mossjax.convert.int8 import int8
         from mossjax.infer.chat import Chat
         from mossjax.infer.dialogue import Dialogue
+        from mossjax.infer.voice_maker import open_voice
         from mossjax.models.lm import dialogue, machine
 
         rules, style = {
@@ -129,7 +136,9 @@ class _Partner:
         }[_RULES.value]
         chat = Chat.open(
             _MODEL.value, _CODEC.value, hears=_TEXT.value is None,
-            speaks=_REPLY.value == 'speech', longest=_LONGEST.value, rules=rules, style=style,
+            speaks=_REPLY.value == 'speech',
+            voice=open_voice(_VOICE.value, _CODEC.value) if _VOICE.value else None,
+            longest=_LONGEST.value, rules=rules, style=style,
             put=int8('bfloat16') if _INT8.value else None, adapter=_ADAPTER.value,
         )
         if _GREEDY.value:

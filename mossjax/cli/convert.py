@@ -8,9 +8,11 @@ SRC holds one of
   - the MOSS-Speech language model (config.json, model.safetensors or shards with their index),
   - a Qwen3 text model: becomes the start of a speech model (trunk, text branch, copied speech
     branch, fresh speech embedding and head),
-  - the speech tokenizer (config.json, preprocessor_config.json, model.safetensors),
+  - a codec: the speech tokenizer (config.json, preprocessor_config.json, model.safetensors), the
+    decoder (flow/: flow.pt, flow-chunk-*.pt, hift.pt, campplus.onnx), or both,
   - an Orbax checkpoint of any of these: what this command wrote, or the workdir of a training run
-    of the language model (adapters of a LoRA run are worked into the weights) or of the tokenizer.
+    of the language model (adapters of a LoRA run are worked into the weights), of the tokenizer or
+    of a network of the decoder.
 Tensors go through memory one at a time; each is read back and compared, and certificate.json says
 what every tensor was. An interrupted conversion goes on when the same command is run again. Code
 that comes with a checkpoint is copied, never run.
@@ -22,6 +24,7 @@ Examples:
   mossjax convert Qwen3-8B start
   mossjax convert --text_side moss-orbax text-model
   mossjax convert runs/sft exported --dtype bfloat16 --companions MOSS-Speech
+  mossjax convert runs/decoder my-codec --companions MOSS-Speech-Codec
   mossjax convert --adapter runs/lora adapter
 """
 
@@ -48,8 +51,8 @@ _CONFIG = path_flag(
 )  # fmt: skip
 _COMPANIONS = path_flag(
     'companions', None, 'Directory with the files that belong beside the weights (tokenizer.json, '
-    'generation_config.json, the flow/ of a codec, ...), for checkpoints of training runs, which '
-    'have none.',
+    'generation_config.json, the other networks of a codec, ...), for checkpoints of training '
+    'runs, which have none.',
     READ_FOLDER, FLAGS,
 )  # fmt: skip
 _TEXT_SIDE = flags.DEFINE_bool(
@@ -72,7 +75,7 @@ _SHARD_GB = number_flag(
 
 def main(args: list[str]) -> int | None:
     from mossjax.convert import kinds, transfer
-    from mossjax.convert.source import DECODER, TOKENIZER
+    from mossjax.convert.source import DECODER, PREPROCESSOR, TOKENIZER
     from mossjax.files import read_json
 
     if _VERIFY.value:
@@ -93,16 +96,25 @@ def main(args: list[str]) -> int | None:
     )
     start = ', as the start of a speech model' if source.choices.get('start') else ''
     count = len(source.tensors.shapes)
-    print(f'{args[0]}: {source.kind.name}, {count} tensors{start} -> {source.becomes}')
+    parts = [part.name.removeprefix(f'{DECODER}/') for part in source.kind.parts]
+    if parts and source.kind.configs:
+        parts.insert(0, 'speech tokenizer')
+    of = f' ({", ".join(parts)})' if parts else ''
+    print(f'{args[0]}: {source.kind.name}{of}, {count} tensors{start} -> {source.becomes}')
     paper = transfer.convert(source, args[1], options, progress_bar)
     if source.left:
         print(f'left behind: {", ".join(source.left)}')
     if source.kind.name == TOKENIZER and not any(
-        pathlib.Path(name).name == DECODER for name in source.files
+        pathlib.PurePath(name).parts[0] == DECODER for name in source.files
     ):
         print(
             f'{args[1]} has no {DECODER}/ and can hear, not speak; --companions CODEC takes '
             'the decoder of another codec along'
+        )
+    if parts and not source.kind.configs and PREPROCESSOR not in source.files:
+        print(
+            f'{args[1]} has no speech tokenizer and cannot hear; --companions CODEC takes the rest '
+            'of a codec along'
         )
     proved = f', all read back equal; {args[1]}/certificate.json' if paper else ''
     print(f'{args[1]}: {count} tensors{proved}')

@@ -7,6 +7,7 @@ module and its line in COMMANDS. Nothing here imports jax, so help is quick.
 
 import difflib
 import importlib
+import os
 import sys
 import traceback
 
@@ -16,10 +17,13 @@ from mossjax import __version__
 from mossjax.cli.common import check_paths, flag_fault, flag_help
 from mossjax.errors import InputError
 from mossjax.files import FULL, MISSING, REFUSED
+from mossjax.plan import platforms
 
 COMMANDS = {
     'demo': 'the tour: the shipped nano model answers spoken questions, a judge listens',
     'tokenize': 'recordings to speech codes, one JSON line a file',
+    'vocode': 'speech codes to recordings at 24 kHz, one a line',
+    'voice': 'a recording to the voice that chat and vocode speak with',
     'rows': 'recordings, dialogues or texts to the packed rows that train reads',
     'chat': 'one question, or a dialogue, answered in speech or text',
     'convert': 'weights between Hugging Face and Orbax, with a certificate',
@@ -43,14 +47,21 @@ mossjax COMMAND --help shows the flags of a command and how to use it.
 With --debug an error shows where it was raised.
 """
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 
 
 def run() -> None:
     """Entry point of the installed script."""
     for stream in (sys.stdout, sys.stderr):  # a name of odd bytes is no reason to fail
         stream.reconfigure(errors='backslashreplace')
-    sys.exit(main(sys.argv[1:]))
+    platforms.say_no_tpu()
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) has seen enough; nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = CLOSED_PIPE
+    sys.exit(code)
 
 
 def main(argv: list[str]) -> int:
@@ -90,14 +101,14 @@ def _run_command(name: str, rest: list[str]) -> int:
         return _report(f'{name}: {error}', FAILED, debug)
     except (RuntimeError, AssertionError):
         # jax asks for its devices where they are first used, which may be anywhere.
-        from mossjax.plan import platforms
-
         said = platforms.fault() if 'jax' in sys.modules else None
         if said is None:
             raise
         return _report(f'{name}: {said}', BAD_INPUT, debug)
     except KeyboardInterrupt:
         return _report(f'{name}: interrupted', INTERRUPTED, debug)
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a missing permission, a full disk: the machine, not the program
         if error.errno in FULL:
             return _report(f'{name}: {error}; free space or write elsewhere', BAD_INPUT, debug)

@@ -5,6 +5,7 @@ Exporters fold norms into the convolutions before them and call the results afte
 that is lost too, the order: a graph is exported in the order in which the network runs.
 """
 
+from collections.abc import Callable, Mapping
 import importlib.util
 from pathlib import Path
 
@@ -172,6 +173,44 @@ class OnnxTensors:
             f'{self.path}: {what}; this is another network than the CAM++ of the released codec. '
             'Take campplus.onnx from there'
         )
+
+
+def replace(
+    original: str | Path, path: str | Path, shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+) -> None:
+    """Writes the graph of `original` with other numbers in it.
+
+    Args:
+      shapes: {torch name: shape} of all tensors that the graph has. read: returns one of them.
+
+    Raises:
+      InputError: as of `fitting`, or the disk is full.
+    """
+    graph = fitting(original, shapes)
+    for name in shapes:
+        graph.write(name, read(name).astype(graph.dtypes[name]))
+    graph.save(path)
+
+
+def fitting(original: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> OnnxTensors:
+    """A graph, if it has just these tensors.
+
+    Raises:
+      InputError: it has others (folded elsewhere, other widths), or there is none.
+    """
+    if not Path(original).is_file():
+        raise InputError(
+            f'{original}: no such file; the numbers of the speaker encoder are put into the graph '
+            'that they came from. Copy it there'
+        )
+    graph = OnnxTensors(original)
+    if wrong := sorted(set(shapes.items()) ^ set(graph.shapes.items())):
+        raise InputError(
+            f'{original}: does not have the tensors of these parameters ({wrong[0][0]} '
+            f'{wrong[0][1]}, ...); name the graph that they were read from'
+        )
+    return graph
 
 
 def _hint(node, known: set[str]) -> str | None:

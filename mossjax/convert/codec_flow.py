@@ -7,10 +7,12 @@ from mossjax.convert import names, rules, safetensors_io
 from mossjax.convert.decoder_yaml import plain_root
 from mossjax.convert.flow_config import read_config, write_config
 from mossjax.convert.flow_rules import flow_rules
-from mossjax.convert.weight_files import open_stem
+from mossjax.convert.weight_files import Tensors, open_stem
 from mossjax.models.flow.config import FlowConfig, released
 from mossjax.models.flow.model import FlowDecoder
 from mossjax.nn.param import Network, describe
+
+STEM = 'flow'
 
 
 def flow_network(config: FlowConfig, **modules) -> Network:
@@ -18,25 +20,45 @@ def flow_network(config: FlowConfig, **modules) -> Network:
     return describe(lambda rngs: FlowDecoder(config, rngs=rngs, **modules))
 
 
-def open_flow(codec_dir: str | Path, stem: str = 'flow') -> tuple[FlowConfig, dict]:
+def open_config(codec_dir: str | Path) -> FlowConfig:
+    """The configuration of a codec directory's decoder: `flow/config.yaml`, else the released one.
+
+    Raises:
+      InputError: see `flow_config.read_config`.
+    """
+    path = Path(codec_dir) / 'flow' / 'config.yaml'
+    return read_config(path) if os.path.lexists(path) else released()
+
+
+def open_files(codec_dir: str | Path, stem: str = STEM) -> tuple[Path, FlowConfig, Tensors]:
+    """(file, configuration, lazy tensors) of one checkpoint of a codec directory's decoder.
+
+    Raises:
+      InputError: as of `open_flow`.
+    """
+    config = open_config(codec_dir)
+    path, weights = open_stem(Path(codec_dir) / 'flow', stem)
+    table, shapes = flow_rules(), flow_network(config).shapes
+    tensors = names.fitted(weights, rules.expected_tensors(table, shapes), str(path))
+    rules.check(table, tensors.shapes, shapes, where=str(path), dtypes=tensors.dtypes)
+    return path, config, tensors
+
+
+def open_flow(codec_dir: str | Path, stem: str = STEM) -> tuple[FlowConfig, dict]:
     """Configuration and parameters (float32 numpy) of a codec directory's decoder.
 
     Args:
       stem: the checkpoint, `flow` (offline) or `flow-chunk-5` (streaming); `.safetensors` is
-        preferred to `.pt`. Without `flow/config.yaml` the released configuration is assumed.
+        preferred to `.pt`.
 
     Raises:
       InputError: no such file, or weights that do not fit the configuration.
     """
-    directory = Path(codec_dir) / 'flow'
-    config_file = directory / 'config.yaml'
-    config = read_config(config_file) if os.path.lexists(config_file) else released()
-    path, weights = open_stem(directory, stem)
-    table, shapes = flow_rules(), flow_network(config).shapes
-    tensors = names.fitted(weights, rules.expected_tensors(table, shapes), str(path))
-    rules.check(table, tensors.shapes, shapes, where=str(path), dtypes=tensors.dtypes)
-    params = rules.to_params(table, lambda name: tensors.read(name).astype('float32'), shapes)
-    return config, params
+    _, config, tensors = open_files(codec_dir, stem)
+    shapes = flow_network(config).shapes
+    return config, rules.to_params(
+        flow_rules(), lambda name: tensors.read(name).astype('float32'), shapes
+    )
 
 
 def save_flow(codec_dir: str | Path, config: FlowConfig, params: dict) -> None:

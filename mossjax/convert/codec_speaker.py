@@ -7,6 +7,7 @@ import numpy as np
 
 from mossjax.convert import campp_onnx, names, rules, safetensors_io, weight_files
 from mossjax.convert.campp_rules import campp_rules, config_of
+from mossjax.convert.weight_files import Tensors
 from mossjax.errors import InputError
 from mossjax.models.speaker.config import CamppConfig
 from mossjax.models.speaker.model import Campp
@@ -50,8 +51,8 @@ def open_tensors(codec_dir: str | Path):
     return path, names.fitted(weight_files.open_tensors(path), TELLING, str(path))
 
 
-def open_campp(codec_dir: str | Path) -> tuple[CamppConfig, dict]:
-    """(configuration, float32 numpy parameters) of a codec's speaker encoder.
+def open_files(codec_dir: str | Path) -> tuple[Path, CamppConfig, Tensors]:
+    """(file, configuration, lazy tensors under torch's names) of a codec's speaker encoder.
 
     Norms stay folded where the file has them so, see `CamppConfig.folded`.
 
@@ -62,8 +63,20 @@ def open_campp(codec_dir: str | Path) -> tuple[CamppConfig, dict]:
     config = config_of(tensors.shapes, str(path))
     table, shapes = campp_rules(config), campp_network(config).shapes
     rules.check(table, tensors.shapes, shapes, where=str(path), dtypes=tensors.dtypes)
-    params = rules.to_params(table, lambda name: tensors.read(name).astype('float32'), shapes)
-    return config, params
+    return path, config, tensors
+
+
+def open_campp(codec_dir: str | Path) -> tuple[CamppConfig, dict]:
+    """(configuration, float32 numpy parameters) of a codec's speaker encoder.
+
+    Raises:
+      InputError: as of `open_files`.
+    """
+    _, config, tensors = open_files(codec_dir)
+    return config, rules.to_params(
+        campp_rules(config), lambda name: tensors.read(name).astype('float32'),
+        campp_network(config).shapes,
+    )
 
 
 def save_campp(codec_dir: str | Path, config: CamppConfig, params: dict) -> None:
@@ -85,19 +98,11 @@ def save_campp_onnx(
     """Writes the graph of `original` with these parameters in it.
 
     Raises:
-      InputError: the graph has other tensors (folded elsewhere, other widths), or the disk is full.
+      InputError: see `campp_onnx.replace`.
     """
-    graph = campp_onnx.OnnxTensors(original)
     tensors = rules.to_tensors(campp_rules(config), jax.tree.map(np.asarray, params))
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if wrong := sorted(set(found.items()) ^ set(graph.shapes.items())):
-        raise InputError(
-            f'{original}: does not have the tensors of these parameters ({wrong[0][0]} '
-            f'{wrong[0][1]}, ...); name the graph that they were read from'
-        )
-    for name, tensor in tensors.items():
-        graph.write(name, tensor.astype(graph.dtypes[name]))
-    graph.save(path)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    campp_onnx.replace(original, path, shapes, tensors.__getitem__)
 
 
 def _file(codec_dir: str | Path) -> Path | None:

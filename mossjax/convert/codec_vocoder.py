@@ -1,5 +1,6 @@
 """The vocoder's half of a codec directory: `flow/hift.*`, and its entry in `flow/config.yaml`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from mossjax.convert import (
 )
 from mossjax.convert.decoder_yaml import plain_root
 from mossjax.convert.hift_rules import NEW, hift_rules, normed_kernels, spellings, spellings_of
+from mossjax.convert.weight_files import Tensors
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.models.vocoder.hift.model import Hift
 from mossjax.nn import weight_norm
@@ -32,8 +34,12 @@ def hift_network(config: HiftConfig) -> Network:
 
 def stored_network(config: HiftConfig, tensors=()) -> Network:
     """The network whose parameters are what a checkpoint with these tensor names holds."""
-    kept = normed_kernels(config, spellings(config, tensors))
-    return weight_norm.normed(hift_network(config), kept)
+    return spelled_network(config, spellings(config, tensors))
+
+
+def spelled_network(config: HiftConfig, spelled: Mapping[str, tuple[str, ...]]) -> Network:
+    """The same by how each convolution is spelled, see `hift_rules.spellings`."""
+    return weight_norm.normed(hift_network(config), normed_kernels(config, spelled))
 
 
 def has_vocoder(codec_dir: str | Path) -> bool:
@@ -41,8 +47,8 @@ def has_vocoder(codec_dir: str | Path) -> bool:
     return weight_files.find(Path(codec_dir) / 'flow', STEM) is not None
 
 
-def open_stored(codec_dir: str | Path) -> tuple[HiftConfig, dict]:
-    """(configuration, parameters of `stored_network`, float32 numpy) of a codec's vocoder.
+def open_files(codec_dir: str | Path) -> tuple[Path, HiftConfig, dict, Tensors]:
+    """(file, configuration, spelling of each convolution, lazy tensors) of a codec's vocoder.
 
     Raises:
       InputError: no such file, or weights that do not fit the configuration.
@@ -51,18 +57,32 @@ def open_stored(codec_dir: str | Path) -> tuple[HiftConfig, dict]:
     path, weights = weight_files.open_stem(directory, STEM)
     tensors = names.fitted(weights, TELLING, str(path))
     config = hift_config.read(directory / 'config.yaml', tensors.shapes)
-    table = hift_rules(config, spellings(config, tensors.shapes))
-    shapes = stored_network(config, tensors.shapes).shapes
-    rules.check(table, tensors.shapes, shapes, where=str(path), dtypes=tensors.dtypes)
-    params = rules.to_params(table, lambda name: tensors.read(name).astype('float32'), shapes)
-    return config, params
+    spelled = spellings(config, tensors.shapes)
+    shapes = spelled_network(config, spelled).shapes
+    rules.check(
+        hift_rules(config, spelled), tensors.shapes, shapes, where=str(path), dtypes=tensors.dtypes
+    )
+    return path, config, spelled, tensors
+
+
+def open_stored(codec_dir: str | Path) -> tuple[HiftConfig, dict]:
+    """(configuration, parameters of `stored_network`, float32 numpy) of a codec's vocoder.
+
+    Raises:
+      InputError: as of `open_files`.
+    """
+    _, config, spelled, tensors = open_files(codec_dir)
+    return config, rules.to_params(
+        hift_rules(config, spelled), lambda name: tensors.read(name).astype('float32'),
+        spelled_network(config, spelled).shapes,
+    )
 
 
 def open_hift(codec_dir: str | Path) -> tuple[HiftConfig, dict]:
     """(configuration, parameters of `hift_network`) of a codec's vocoder, weight norm worked in.
 
     Raises:
-      InputError: as of `open_stored`.
+      InputError: as of `open_files`.
     """
     config, params = open_stored(codec_dir)
     return config, weight_norm.fold(params)

@@ -37,8 +37,10 @@ _KEYS = {
     'condition_dropout': 'decoder.cfm_params.training_cfg_rate',
     'guidance': 'decoder.cfm_params.inference_cfg_rate',
 }
+# Of training, and of streaming alone: where one is missing, it is as released.
+_INERT = {'dropout', 'sigma_min', 'condition_dropout', 'chunk'}
 # Absent from upstream's file: a constant in its code.
-_OPTIONAL = {'up_blocks'}
+_OPTIONAL = {'up_blocks'} | _INERT
 
 
 def _fixed(config: FlowConfig) -> dict[str, object]:
@@ -57,8 +59,14 @@ def _fixed(config: FlowConfig) -> dict[str, object]:
         'decoder.cfm_params.t_scheduler': 'cosine',
         'decoder.estimator.in_channels': 4 * config.mels,
         'decoder.estimator.out_channels': config.mels,
-        'decoder.estimator.dropout': 0.0,
         'decoder.estimator.act_fn': 'gelu',
+    }
+
+
+def _passed_over(config: FlowConfig) -> dict[str, object]:
+    """Keys that an offline decode does not ask: another value is said, and this one is used."""
+    return {
+        'decoder.estimator.dropout': 0.0,
         'decoder.estimator.static_chunk_size': config.ratio * config.chunk,
         'decoder.estimator.num_decoding_left_chunks': -1,
     }
@@ -106,7 +114,14 @@ def _from_flat(flat: dict[str, object], root: Mapping, where: str) -> FlowConfig
                 f'{where}: flow.{key} is {values.shown(found)}; with the other keys only '
                 f'{wanted!r} works'
             )
-    unknown = sorted(set(flat) - set(_KEYS.values()) - set(fixed) - _IGNORED)
+    passed = _passed_over(config)
+    for key, used in passed.items():
+        if (found := references.resolve(flat.get(key, used))) != used:
+            logging.warning(
+                '%s: flow.%s is %s; %s is used, which is the same unless it trains or streams',
+                where, key, values.shown(found), used,
+            )  # fmt: skip
+    unknown = sorted(set(flat) - set(_KEYS.values()) - set(fixed) - set(passed) - _IGNORED)
     if unknown:
         logging.warning('%s: keys without effect: %s', where, values.listed(unknown))
     return config
@@ -127,8 +142,15 @@ def _number(value: Any, kind: type, where: str) -> int | float:
     return values.number(value, where)
 
 
+def differing(a: FlowConfig, b: FlowConfig) -> list[str]:
+    """Names of fields in which they differ, those that an offline decode does not ask left out."""
+    names = [field.name for field in dataclasses.fields(a) if field.name not in _INERT]
+    return [name for name in names if getattr(a, name) != getattr(b, name)]
+
+
 def write_config(path: str | Path, config: FlowConfig) -> None:
     """Writes the file that `read_config` reads: plain YAML without tags, upstream's key names."""
-    entries = {key: getattr(config, name) for name, key in _KEYS.items()} | _fixed(config)
+    entries = {key: getattr(config, name) for name, key in _KEYS.items()}
+    entries |= _fixed(config) | _passed_over(config)
     entries['decoder.estimator.channels'] = [config.channels]
     write_entry(path, ENTRY, entries)

@@ -63,14 +63,14 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> HiftConfig:
     references = References(root, str(path))
     flat = flatten(root[ENTRY], f'{path}: {ENTRY}')
     flat = {key: references.resolve(value) for key, value in flat.items()}
-    fields = {field.name: field for field in dataclasses.fields(HiftConfig)}
+    fields = {f.name: f for f in dataclasses.fields(HiftConfig)}
     values = {
-        name: _value(flat[key], fields[name].default, f'{path}: {ENTRY}.{key}')
+        name: field(flat[key], fields[name].default, f'{path}: {ENTRY}.{key}')
         for name, key in _KEYS.items()
         if key in flat
     }
     if _DILATIONS[0] in flat:
-        values['dilations'] = _value(
+        values['dilations'] = field(
             _first(flat[_DILATIONS[0]]), (1,), f'{path}: {ENTRY}.{_DILATIONS[0]}'
         )
     try:
@@ -95,6 +95,11 @@ def write(path: Path, config: HiftConfig) -> None:
     write_entry(path, ENTRY, plain)
 
 
+def differing(a: HiftConfig, b: HiftConfig) -> list[str]:
+    """Names of fields in which they differ."""
+    return [f.name for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)]
+
+
 def of_tensors(shapes: Mapping[str, tuple[int, ...]]) -> HiftConfig:
     """The released configuration with the widths that these tensors have."""
     sizes = {
@@ -108,8 +113,12 @@ def _first(lists) -> object:
     return lists[0] if isinstance(lists, (list, tuple)) and lists else lists
 
 
-def _value(value, example, where: str):
-    """A number, or a tuple of whole numbers, of the kind of the example."""
+def field(value, example, where: str):
+    """A number, or a tuple of whole numbers, of the kind of the example.
+
+    Raises:
+      InputError: it is of another kind.
+    """
     if isinstance(example, tuple):
         if not isinstance(value, (list, tuple)):
             raise InputError(f'{where} is {shown(value)}, expected a list of whole numbers')

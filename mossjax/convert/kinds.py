@@ -2,8 +2,8 @@
 
 `open_source` looks at a directory and returns its tensors under checkpoint names, whichever side it
 is on; `Kind` holds what the other side needs. Kinds: the MOSS-Speech language model, a Qwen3 text
-model (read as the start of a speech model), the speech tokenizer. Code that comes with a checkpoint
-is copied like any other file and never run.
+model (read as the start of a speech model), the codec: speech tokenizer, decoder, or both. Code
+that comes with a checkpoint is copied like any other file and never run.
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,30 @@ import os
 from pathlib import Path
 
 from mossjax import paths, values
-from mossjax.convert import codec_tokenizer, names, qwen3, rules, tokenizer_rules
+from mossjax.convert import (
+    codec_folder,
+    codec_meta,
+    codec_parts,
+    codec_tokenizer,
+    names,
+    qwen3,
+    rules,
+    tokenizer_rules,
+)
+from mossjax.convert.fingerprint import VOICE
 from mossjax.convert.lm_rules import TEXT_RULES, size_doubts
 from mossjax.convert.orbax_source import find_root, open_orbax
 from mossjax.convert.source import (
+    CODEC,
     CONFIG,
+    DECODER,
     HUGGING_FACE,
     LANGUAGE_MODEL,
     ORBAX,
     PREPROCESSOR,
     TOKENIZER,
     Source,
+    Together,
     language_model,
     listing,
     speech_tokenizer,
@@ -51,6 +64,8 @@ def open_source(path: str | Path, changes: Mapping | None = None) -> Source:
     if root is not None:
         return open_orbax(root, path)
     if not os.path.lexists(path / CONFIG):
+        if parts := codec_parts.open_parts(path):
+            return _with_decoder(None, path, parts)
         found = values.listed(sorted(os.listdir(path))) or 'nothing'
         raise InputError(
             f'{path} is neither a Hugging Face directory ({CONFIG} with model.safetensors or its '
@@ -60,7 +75,8 @@ def open_source(path: str | Path, changes: Mapping | None = None) -> Source:
     if is_qwen3(path):
         return _open_qwen3(path, content, dict(changes or {}))
     if (path / PREPROCESSOR).is_file() and content.get('model_type') != LANGUAGE_MODEL:
-        return _open_tokenizer(path)
+        tokenizer, parts = _open_tokenizer(path), codec_parts.open_parts(path)
+        return _with_decoder(tokenizer, path, parts) if parts else tokenizer
     if content.get('model_type') != LANGUAGE_MODEL:
         raise InputError(
             f'{path / CONFIG}: model_type is {values.shown(content.get("model_type"))}; what can '
@@ -125,6 +141,25 @@ def _open_tokenizer(path: Path) -> Source:
     return Source(path, ORBAX, kind, tensors, unused, **listing(path, files))
 
 
+def _with_decoder(tokenizer: Source | None, path: Path, parts: list) -> Source:
+    """A codec of a tokenizer, if it has one, and the networks of its decoder."""
+    networks = [part for part, _ in parts]
+    kind = codec_parts.codec(tokenizer and tokenizer.kind, networks)
+    files = [part.file for part in networks]
+    # What a part is read from stands beside its other forms, which are stale.
+    stale = {form for part in networks for form in codec_folder.forms(part)} - set(files)
+    source = tokenizer or Source(path, ORBAX, kind, Together(()), **listing(path, ()))
+    graphs = [part.file for part in networks if part.suffix == codec_parts.ONNX]
+    inside = codec_folder.files(path, [*(file for file in files if file not in graphs), *stale])
+    return dataclasses.replace(
+        source, kind=kind,
+        tensors=Together((source.tensors, *codec_parts.prefixed(parts))),
+        weights=(*source.weights, *files),
+        files=(*(name for name in source.files if name != DECODER), *inside),
+        left=(*source.left, *(name for name in sorted(stale) if (path / name).is_file())),
+    )  # fmt: skip
+
+
 def is_qwen3(path: Path) -> bool:
     """Whether a directory is a Qwen3 text model in Hugging Face form."""
     return (path / CONFIG).is_file() and read_json(path / CONFIG).get('model_type') == 'qwen3'
@@ -141,14 +176,26 @@ def stored_tensors(path: Path) -> Tensors:
 def with_companions(source: Source, directory: str | Path) -> Source:
     """The source with the companion files of another directory instead of its own.
 
+    A part of a codec, of a training run, gets all of another codec but that part.
+
     Raises:
-      InputError: the directory is not there.
+      InputError: the directory is not there, or the part does not fit the codec in it.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f'{directory} is not a directory; name the one with tokenizer.json')
-    found = [n for n in listing(directory, ())['files'] if n not in source.kind.configs]
-    return dataclasses.replace(source, files=tuple(str(directory.resolve() / n) for n in found))
+    kind = source.kind
+    found = [n for n in listing(directory, ())['files'] if n not in kind.configs]
+    if PREPROCESSOR in kind.configs:  # another tokenizer than that of the voice
+        found = [name for name in found if name != VOICE]
+    for part in kind.parts:
+        codec_folder.check_settings(directory, part)
+    if kind.parts:
+        others = [form for part in kind.parts for form in codec_folder.forms(part)]
+        found = [n for n in found if n != DECODER] + codec_folder.files(directory, others)
+    if kind.parts and not kind.configs and (directory / PREPROCESSOR).is_file():
+        found += [Path(file).name for file in codec_tokenizer.open_files(directory)[-1]]
+    return dataclasses.replace(source, files=tuple(found), other=directory.resolve())
 
 
 def text_side(source: Source) -> Source:
@@ -173,11 +220,12 @@ def text_side(source: Source) -> Source:
 
 def describe(source: Source) -> dict:
     """The 'model' of a converted checkpoint's meta item, which `open_source` reads back."""
-    prefix = {}
-    if source.kind.name == TOKENIZER:
-        first = next(r.name for r in source.kind.rules if r.path == 'codebook')
-        prefix = {'prefix': first.removesuffix('codebook.weight')}
+    kind, more = source.kind, {}
+    if kind.name == TOKENIZER or kind.name == CODEC and kind.configs:
+        first = next(r.name for r in kind.rules if r.path == 'codebook')
+        more['prefix'] = first.removesuffix('codebook.weight')
+    if kind.parts:
+        more['parts'] = {part.name: codec_meta.describe(part) for part in kind.parts}
     return {
-        'kind': source.kind.name, 'configs': dict(source.kind.configs),
-        'choices': dict(source.choices), **prefix,
+        'kind': kind.name, 'configs': dict(kind.configs), 'choices': dict(source.choices), **more
     }

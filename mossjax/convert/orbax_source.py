@@ -9,12 +9,21 @@ import dataclasses
 from pathlib import Path
 
 from mossjax import checkpoint, values
-from mossjax.convert import peft, rules, tokenizer_rules
+from mossjax.convert import (
+    codec_folder,
+    codec_meta,
+    codec_parts,
+    peft,
+    rules,
+    tokenizer_rules,
+)
 from mossjax.convert.lm_rules import size_doubts
 from mossjax.convert.orbax_tensors import OrbaxTensors
 from mossjax.convert.safetensors_io import TensorFile
 from mossjax.convert.source import (
+    CODEC,
     CONFIG,
+    DECODER,
     HUGGING_FACE,
     LANGUAGE_MODEL,
     PREPROCESSOR,
@@ -63,7 +72,8 @@ def open_orbax(root: Path, path: Path) -> Source:
         table, unused = tokenizer_rules.trained_rules(model['prefix'])
         tensors = OrbaxTensors(root, table, step, beside=TRAINED)
     else:
-        tensors = OrbaxTensors(root, kind.rules, step, 'base/' if 'lora' in model else '')
+        inside = 'base/' if 'lora' in model else model.get('inside', '')
+        tensors = OrbaxTensors(root, kind.rules, step, inside)
     own = {name: shape for name, shape in tensors.shapes.items() if name not in unused}
     doubts = ''
     if kind.name == LANGUAGE_MODEL:
@@ -82,6 +92,10 @@ def open_orbax(root: Path, path: Path) -> Source:
         others = TensorFile(extra[0])
         tensors, unused = Together((tensors, others)), tuple(others.shapes)
     files = listing(path, extra)['files'] if converted else ()
+    if kind.parts and DECODER in files:
+        # A graph takes the numbers back and is written anew.
+        graphs = [part.file for part in kind.parts if part.suffix == codec_parts.ONNX]
+        files = (*(n for n in files if n != DECODER), *codec_folder.files(path, graphs))
     return Source(
         path, HUGGING_FACE, kind, tensors, unused,
         weights=tuple(str(p.relative_to(path)) for p in (*weights, *extra)), files=files,
@@ -102,6 +116,13 @@ def _model(root: Path, step: int, where: str) -> dict:
 
 
 def _kind(model: Mapping, where: str) -> Kind:
+    if model['kind'] == CODEC:
+        tokenizer = None
+        if model.get('configs'):
+            tokenizer = _kind({**model, 'kind': TOKENIZER}, where)
+        if not isinstance(model.get('inside', ''), str):
+            raise InputError(f'{where}: "inside" in its meta item is no text; copy it again')
+        return codec_parts.codec(tokenizer, codec_meta.of_meta(model, where))
     names = {LANGUAGE_MODEL: [CONFIG], TOKENIZER: [CONFIG, PREPROCESSOR]}
     if model['kind'] not in (LANGUAGE_MODEL, TOKENIZER):
         raise InputError(

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
 
 from mossjax.convert import codec_tokenizer, peft, rules, tokenizer_rules
+from mossjax.convert.fingerprint import VOICE
 from mossjax.convert.lm_rules import LM_RULES, module_order
 from mossjax.convert.weight_files import Tensors
 from mossjax.models.lm.config import LMConfig
@@ -14,10 +16,10 @@ from mossjax.models.lm.model import network
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.nn.param import Network
 
-LANGUAGE_MODEL, TOKENIZER = 'moss_speech', 'speech_tokenizer'
+LANGUAGE_MODEL, TOKENIZER, CODEC = 'moss_speech', 'speech_tokenizer', 'codec'
 ORBAX, HUGGING_FACE = 'Orbax', 'Hugging Face'
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
-DECODER = 'flow'  # the folder of a codec that holds the decoder; it goes along as it is
+DECODER = 'flow'  # the folder of a codec that holds the decoder
 # Of no use without the weights they belong to, or weights that are converted or named as left.
 WEIGHTS = ('.safetensors', '.index.json', '.bin', '.pt', '.pth', '.ckpt', '.onnx')
 
@@ -28,11 +30,11 @@ class Together:
 
     parts: Sequence
 
-    @property
+    @functools.cached_property
     def shapes(self) -> dict:
         return {name: shape for part in self.parts for name, shape in part.shapes.items()}
 
-    @property
+    @functools.cached_property
     def dtypes(self) -> dict:
         return {name: dtype for part in self.parts for name, dtype in part.dtypes.items()}
 
@@ -47,24 +49,56 @@ class Together:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prefixed:
+    """Tensors with something in front of their names."""
+
+    tensors: Tensors
+    front: str
+
+    @functools.cached_property
+    def shapes(self) -> dict:
+        return {self.front + name: shape for name, shape in self.tensors.shapes.items()}
+
+    @functools.cached_property
+    def dtypes(self) -> dict:
+        return {self.front + name: dtype for name, dtype in self.tensors.dtypes.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self.tensors.read(name.removeprefix(self.front))
+
+    def write(self, name: str, tensor: np.ndarray) -> None:
+        self.tensors.write(name.removeprefix(self.front), tensor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Shapes and logical axes of several networks, as a `Network` has them of one."""
+
+    shapes: dict
+    axes: dict
+
+
+@dataclasses.dataclass(frozen=True)
 class Kind:
-    """A network and its names.
+    """A network, or several that belong together, and their names.
 
     Attributes:
-      name: LANGUAGE_MODEL or TOKENIZER.
+      name: LANGUAGE_MODEL, TOKENIZER or CODEC (a tokenizer with its decoder, or a decoder).
       rules: tensor names <-> parameters.
       network: shapes and logical axes of the parameters.
       order: sort key of tensor names in files.
       configs: {file name: content} of the configuration files, as stored.
-      config: what is in them.
+      config: what is in them; None for a decoder.
+      parts: of a codec, the networks of its decoder (`codec_parts.Part`).
     """
 
     name: str
     rules: Sequence[rules.Rule]
-    network: Network
+    network: Network | Networks
     order: Callable[[str], object]
     configs: Mapping[str, dict]
-    config: LMConfig | TokenizerConfig
+    config: LMConfig | TokenizerConfig | None
+    parts: Sequence = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +111,13 @@ class Source:
       tensors: all that there are, by checkpoint name.
       unused: names of those that the network does not need; they are kept beside it.
       weights: files that hold the tensors (for hashes), relative to `path`.
-      files: companions to copy (configuration, text tokenizer, README, a codec's folder of the
-        decoder), relative to `path` or absolute.
+      files: companions to copy (configuration, text tokenizer, README, files or all of a codec's
+        folder of the decoder), relative to `beside`, and to the target.
       left: what stays behind, relative to `path`.
       step: of an Orbax checkpoint, None otherwise.
       adapters: of a LoRA run; `tensors` has them worked in.
       choices: how a start was made, {} for a plain conversion.
+      other: where the companions lie if not in `path`.
     """
 
     path: Path
@@ -96,6 +131,12 @@ class Source:
     step: int | None = None
     adapters: peft.Adapters | None = None
     choices: Mapping = dataclasses.field(default_factory=dict)
+    other: Path | None = None
+
+    @property
+    def beside(self) -> Path:
+        """Where the companions lie."""
+        return self.other or self.path
 
 
 def language_model(content: dict, where: str) -> Kind:
@@ -136,4 +177,4 @@ def listing(path: Path, weights: Iterable[Path]) -> dict:
 def _goes_along(path: Path) -> bool:
     if path.is_dir():
         return path.name == DECODER
-    return path.is_file() and not path.name.endswith(WEIGHTS)
+    return path.is_file() and (path.name == VOICE or not path.name.endswith(WEIGHTS))

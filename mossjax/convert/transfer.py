@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import datetime
+import functools
 import json
 import math
 import os
@@ -21,7 +22,15 @@ import sys
 import numpy as np
 
 from mossjax import __version__, checkpoint
-from mossjax.convert import certificate, kinds, reference, rules
+from mossjax.convert import (
+    certificate,
+    codec_folder,
+    codec_parts,
+    kinds,
+    reference,
+    rules,
+    sinks,
+)
 from mossjax.convert.journal import Journal, is_float
 from mossjax.convert.orbax_source import UNUSED
 from mossjax.convert.orbax_tensors import OrbaxTensors, create
@@ -71,9 +80,9 @@ def convert(
     target = Path(os.path.abspath(target))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f'{target}: already exists and is not empty. Remove it or name another.')
-    tensors = _in_dtype(source.tensors, options.dtype) if options.dtype else source.tensors
+    tensors = _in_dtype(source, options.dtype) if options.dtype else source.tensors
     partial = target.with_name(f'.{target.name}.converting')
-    identity = _identity(source, options)
+    identity = _identity(source, tensors, options)
     done = Journal.resume(partial, identity)
     if done and not _usable(source, partial):
         shutil.rmtree(partial)
@@ -81,7 +90,7 @@ def convert(
     _check_room(target, source, tensors, partial)
     partial.mkdir(parents=True, exist_ok=True)
     with room_for(target):
-        sink = _sink(source, tensors, partial, options)
+        sink, files = _sink(source, tensors, partial, options)
         with Journal(partial, identity) as journal:
             entries = _run(tensors, sink, done, journal, options.certify, progress)
         differing = sorted(name for name, entry in entries.items() if not entry.pop('equal', True))
@@ -92,13 +101,14 @@ def convert(
                 f'({", ".join(differing[:5])}); the disk or memory of this machine is at fault. '
                 'Nothing was kept: check it and convert again'
             )
-        if isinstance(sink, ShardWriter):
-            sink.finish()
+        for file in files:
+            file.finish()
         _copy_companions(source, partial, tensors, options)
         paper = _certificate(source, entries, options) if options.certify else None
         if paper:
             (partial / certificate.NAME).write_text(json.dumps(paper, indent=1) + '\n')
         (partial / Journal.NAME).unlink()
+        shutil.rmtree(partial / sinks.SCRATCH, ignore_errors=True)  # a journal counts on it
         if target.exists():
             target.rmdir()
         os.replace(partial, target)
@@ -140,7 +150,7 @@ def compare_logits(directory: str | Path, original: str | Path) -> Comparison:
         changes = {**choices.get('changes', {}), 'seed': choices.get('seed', 0)}
     source = kinds.open_source(original, changes)
     if cast:
-        source = dataclasses.replace(source, tensors=_in_dtype(source.tensors, cast))
+        source = dataclasses.replace(source, tensors=_in_dtype(source, cast))
     return reference.compare(source, Path(directory), cast=bool(cast))
 
 
@@ -177,11 +187,15 @@ def _run(tensors, sink, done, journal, certify, progress) -> dict[str, dict]:
 # ------------------------------------------------------------------------------ the two sides
 
 
-def _sink(source: Source, tensors: Tensors, partial: Path, options: Options):
-    """Where tensors are written: the other form than the source's, made or taken up again."""
+def _sink(
+    source: Source, tensors: Tensors, partial: Path, options: Options
+) -> tuple[Tensors, sinks.Files]:
+    """(where tensors are written: the other form than the source's, made or taken up again; files
+    to finish once all are there)."""
     kind, (shapes, dtypes) = source.kind, (tensors.shapes, tensors.dtypes)
     if source.becomes == HUGGING_FACE:
-        return ShardWriter(partial, shapes, dtypes, kind.order, options.shard_bytes)
+        graph = source.path / codec_parts.GRAPH
+        return sinks.hugging_face(kind, tensors, partial, options.shard_bytes, graph)
     if not (partial / '0').is_dir():
         flat = rules.flatten(kind.network.shapes)
         of = {rule.path: dtypes[rule.tensor((0,) * rule.depth)] for rule in kind.rules}
@@ -189,13 +203,13 @@ def _sink(source: Source, tensors: Tensors, partial: Path, options: Options):
         create(partial, params, rules.flatten(kind.network.axes), {'model': kinds.describe(source)})
     sink = OrbaxTensors(partial, kind.rules, 0)
     if not source.unused:
-        return sink
+        return sink, ()
     names = source.unused
     others = ShardWriter(
         partial, {n: shapes[n] for n in names}, {n: dtypes[n] for n in names}, str,
         sys.maxsize, stem=UNUSED,
     )
-    return Together((sink, others))
+    return Together((sink, others)), ()
 
 
 def _usable(source: Source, partial: Path) -> bool:
@@ -208,16 +222,16 @@ def _usable(source: Source, partial: Path) -> bool:
         return False
 
 
-def _identity(source: Source, options: Options) -> dict:
+def _identity(source: Source, tensors: Tensors, options: Options) -> dict:
     """What must be the same for an interrupted conversion to go on."""
     stats = {name: (source.path / name).stat() for name in source.weights}
-    dtypes = source.tensors.dtypes
-    tensors = {n: [list(shape), dtypes[n].name] for n, shape in source.tensors.shapes.items()}
+    dtypes = tensors.dtypes
+    described = {n: [list(shape), dtypes[n].name] for n, shape in tensors.shapes.items()}
     return {
         'source': str(source.path.resolve()), 'options': dataclasses.asdict(options),
         'files': {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
         'step': source.step, 'kind': source.kind.name, 'choices': dict(source.choices),
-        'tensors': tensors,
+        'tensors': described,
     }  # fmt: skip
 
 
@@ -237,38 +251,50 @@ def _bytes(tensors: Tensors) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Cast:
-    """Tensors with their floating ones in another dtype."""
+    """Tensors with their floating ones in another dtype.
+
+    Attributes:
+      kept: what names begin with whose dtype stays.
+    """
 
     tensors: Tensors
     dtype: np.dtype
+    kept: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> Mapping:
         return self.tensors.shapes
 
-    @property
+    @functools.cached_property
     def dtypes(self) -> dict:
-        return {
-            name: self.dtype if is_float(dtype) else dtype
-            for name, dtype in self.tensors.dtypes.items()
-        }
+        return {name: self._of(name, dtype) for name, dtype in self.tensors.dtypes.items()}
 
     def read(self, name: str) -> np.ndarray:
         tensor = self.tensors.read(name)
-        return tensor.astype(self.dtype) if is_float(tensor.dtype) else tensor
+        return tensor.astype(self._of(name, tensor.dtype), copy=False)
+
+    def _of(self, name: str, dtype: np.dtype) -> np.dtype:
+        return self.dtype if is_float(dtype) and not name.startswith(self.kept) else dtype
 
 
-def _in_dtype(tensors: Tensors, name: str) -> _Cast:
-    return _Cast(tensors, np.dtype(name))
+def _in_dtype(source: Source, name: str) -> _Cast:
+    """A graph's numbers stay what its operations take."""
+    graphs = tuple(part.front for part in source.kind.parts if part.suffix == codec_parts.ONNX)
+    return _Cast(source.tensors, np.dtype(name), graphs)
 
 
 def _check_room(target: Path, source: Source, tensors: Tensors, partial: Path) -> None:
     """Refuses a disk that is too small before anything is written; `partial` has its part."""
     taken = sum(path.stat().st_blocks * 512 for path in partial.rglob('*') if path.is_file())
-    beside = [source.path / name for name in source.files]
+    beside = [source.beside / name for name in source.files]
     beside = [file for path in beside for file in (path.rglob('*') if path.is_dir() else [path])]
     companions = sum(file.stat().st_size for file in beside if file.is_file())
     needed = _bytes(tensors) - taken + companions + SPARE_BYTES
+    if source.becomes == HUGGING_FACE:  # files that are written once their tensors are on disk
+        needed += sum(
+            _size(tensors, name) for part in source.kind.parts for name in tensors.shapes
+            if part.suffix != codec_parts.SAFETENSORS and name.startswith(part.front)
+        )
     parent = next(p for p in target.parents if p.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:
@@ -281,11 +307,15 @@ def _check_room(target: Path, source: Source, tensors: Tensors, partial: Path) -
 def _copy_companions(source: Source, partial: Path, tensors: Tensors, options: Options) -> None:
     """Configuration, text tokenizer and what else lies beside the weights."""
     for name in source.files:
-        path, copy = source.path / name, partial / Path(name).name
+        path, copy = source.beside / name, partial / name
+        copy.parent.mkdir(exist_ok=True, parents=True)
         if path.is_dir():
             shutil.copytree(path, copy, copy_function=shutil.copyfile, dirs_exist_ok=True)
         else:
             shutil.copyfile(path, copy)
+    for part in source.kind.parts:
+        if part.trained:
+            codec_folder.write_settings(partial, part)
     for name, content in source.kind.configs.items():
         made_here = not (partial / name).is_file()
         if name == CONFIG and (options.dtype or made_here):  # what the tensors are stored in
@@ -297,7 +327,8 @@ def _copy_companions(source: Source, partial: Path, tensors: Tensors, options: O
 
 
 def _certificate(source: Source, entries: Mapping, options: Options) -> dict:
-    paths = [*source.weights, *(n for n in source.files if n in source.kind.configs)]
+    settings = [*source.kind.configs, codec_folder.SETTINGS] if source.other is None else []
+    paths = [*source.weights, *(name for name in source.files if name in settings)]
     return {
         'format': 1,
         'source': {

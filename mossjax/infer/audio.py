@@ -138,7 +138,7 @@ def check_writable_suffix(path: str | os.PathLike, name: str = '') -> None:
         )
 
 
-def save(path: str | os.PathLike, wav: np.ndarray, rate: int) -> None:
+def save(path: str | os.PathLike, wav: np.ndarray, rate: int, comment: str = '') -> None:
     """Writes a mono file in the format of its suffix (WAV into a pipe), whole or not at all.
 
     WAV and FLAC hold 16-bit integers; what was read from such comes back unchanged.
@@ -147,6 +147,7 @@ def save(path: str | os.PathLike, wav: np.ndarray, rate: int) -> None:
       path: file to make or replace; its folder is made if missing.
       wav: (w,) samples, full scale at 1; what lies beyond is clipped.
       rate: sample rate in Hz.
+      comment: kept in the file, see `read_comment`.
 
     Raises:
       InputError: the suffix is of no such format, the format does not know the rate, the waveform
@@ -167,6 +168,8 @@ def save(path: str | os.PathLike, wav: np.ndarray, rate: int) -> None:
             with soundfile.SoundFile(
                 file, 'w', rate, channels=1, subtype=coding, format=kind
             ) as sink:
+                if comment:
+                    sink.comment = comment
                 for start in range(0, len(pcm), WRITTEN_AT_ONCE):
                     sink.write(pcm[start : start + WRITTEN_AT_ONCE])
         except soundfile.LibsndfileError as error:
@@ -174,6 +177,17 @@ def save(path: str | os.PathLike, wav: np.ndarray, rate: int) -> None:
                 f'{path} cannot be written at {rate} Hz ({error.error_string.rstrip(".")}); '
                 'write a .wav'
             ) from None
+
+
+def read_comment(path: str | os.PathLike) -> str:
+    """The comment in an audio file; '' where there is none, or no such file."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            return file.comment
+    except (soundfile.LibsndfileError, OSError):
+        return ''
 
 
 def _format(path: str | os.PathLike) -> tuple[str, str] | None:

@@ -24,6 +24,7 @@ from mossjax.files import read_json
 from mossjax.infer import generation_config
 from mossjax.infer.generate import Generation, Generator, room
 from mossjax.infer.sampling import Settings, row_keys
+from mossjax.infer.voice import Voice
 from mossjax.models.lm import dialogue, machine
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.dialogue import Style, SystemPrompts, Turn
@@ -90,8 +91,8 @@ class Chat:
     @classmethod
     def open(
         cls, model_dir, codec_dir=None, *, hears: bool = True, speaks: bool = True,
-        longest: int | None = None, rules: Rules = machine.CLEAN, style: Style = dialogue.CLEAN,
-        put: Put | None = None, adapter=None,
+        voice: Voice | None = None, longest: int | None = None, rules: Rules = machine.CLEAN,
+        style: Style = dialogue.CLEAN, put: Put | None = None, adapter=None,
     ) -> 'Chat':
         """Reads a model directory and, if given, a codec directory.
 
@@ -101,6 +102,7 @@ class Chat:
         Args:
           hears, speaks: which halves of the codec are opened, the speech tokenizer and the flow
             decoder. A codec may lack the half that is not.
+          voice: who speaks; by default the voice that the codec comes with.
           longest: limit of replies in grid rows instead of the checkpoint's own.
           rules, style: machine.UPSTREAM and dialogue.UPSTREAM reproduce upstream's code.
           put: how the language model's parameters are held, see `convert.placement`: as stored by
@@ -129,7 +131,7 @@ class Chat:
             _check_fits(longest, config.max_position_embeddings)
         encode, decode = None, None
         if codec_dir is not None and (hears or speaks):
-            encode, decode = open_codec(codec_dir, ids.eosp, hears, speaks)
+            encode, decode = open_codec(codec_dir, ids.eosp, hears, speaks, voice)
         config, params = open_lm(model_dir, put)
         net = network(config)
         if adapter is not None:
@@ -240,15 +242,16 @@ class Chat:
 
 
 def open_codec(
-    codec_dir, codes: int, hears: bool = True, speaks: bool = True
+    codec_dir, codes: int, hears: bool = True, speaks: bool = True, voice: Voice | None = None
 ) -> tuple[Callable | None, Callable | None]:
     """(encode, decode) of a codec directory, see `Chat`, for a model that knows `codes` codes.
 
     Args:
       hears, speaks: which of them are opened; the other is None.
+      voice: who speaks, see `SpeechDecoder.open`.
 
     Raises:
-      InputError: files missing or damaged, or a codec with other codes.
+      InputError: files missing or damaged, a codec with other codes, or a voice that does not fit.
     """
     from mossjax.infer.speech_decoder import SpeechDecoder
     from mossjax.infer.speech_tokenizer import SpeechTokenizer
@@ -259,7 +262,7 @@ def open_codec(
             'training left it out can hear, for written replies'
         )
     tokenizer = SpeechTokenizer.open(codec_dir) if hears else None
-    decoder = SpeechDecoder.open(codec_dir) if speaks else None
+    decoder = SpeechDecoder.open(codec_dir, voice=voice) if speaks else None
     # A flow decoder may have rows to spare, a tokenizer may not say what the model cannot read.
     heard, spoken = tokenizer and tokenizer.config.codes, decoder and decoder.config.vocab_size
     if (hears and heard > codes) or (speaks and spoken < codes):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mossjax.convert.codec_flow import flow_network, open_flow
+from mossjax.convert.fingerprint import VOICE
 from mossjax.errors import InputError
 from mossjax.infer import voice as voices
 from mossjax.infer.vocoder import GriffinLim, Vocoder, open_vocoder
@@ -93,7 +94,7 @@ class SpeechDecoder:
           InputError: files missing or damaged, or a voice that does not fit.
         """
         config, params = open_flow(codec_dir)
-        default = Path(codec_dir) / voices.FILE
+        default = Path(codec_dir) / VOICE
         if voice is None and default.is_file():
             voice = voices.load(default, codec_dir)
         decoder = cls(

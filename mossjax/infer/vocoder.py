@@ -23,9 +23,13 @@ class Vocoder(Protocol):
     """(b, t, 80) natural-log mel, (b,) frames that exist -> (b, 480 t) samples at 24 kHz.
 
     A row's samples depend neither on its padding nor on other rows; those past its end are zero.
+
+    Attributes:
+      limit: samples lie in [-limit, limit] in a file; where one reaches it, the sound was clipped.
     """
 
     name: str
+    limit: float
 
     def __call__(self, mel: np.ndarray, lengths: np.ndarray) -> jax.Array: ...
 
@@ -33,7 +37,7 @@ class Vocoder(Protocol):
 class GriffinLim:
     """Phases found from nothing: no weights, and audibly so."""
 
-    name = 'Griffin-Lim, no trained vocoder'
+    name, limit = 'Griffin-Lim, no trained vocoder', 1.0
 
     def __init__(self, seed: int = 0):
         self._key = jax.random.key(seed)
@@ -59,7 +63,7 @@ class HiftVocoder:
             raise InputError(
                 f'the vocoder reads {config.mels} mel bins, the decoder\'s mel has {features.MELS}'
             )
-        self.config = config
+        self.config, self.limit = config, min(1.0, config.limit)
         self.params = jax.tree.map(jax.numpy.asarray, params)
         self._key = jax.random.key(seed)
         self._network = hift_network(config)

@@ -1,18 +1,19 @@
 """A voice: what the decoder is told of a speaker, made once of a recording and kept in a file."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
 
 from mossjax.convert import safetensors_io
-from mossjax.convert.fingerprint import BYTES, fingerprint
+from mossjax.convert.fingerprint import BYTES, VOICE, fingerprint
 from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
+from mossjax.files import replacing
 from mossjax.models.flow import mel as features
 from mossjax.models.flow.config import FlowConfig
 
-FILE = 'voice.safetensors'  # in a codec directory: the voice it speaks with when none is named
 _PRINT = 'fingerprint.'
 _WHAT = {'codebook': 'speech tokenizer', 'speaker': 'speaker encoder'}
 
@@ -55,8 +56,20 @@ def nobody(config: FlowConfig) -> Voice:
     )  # fmt: skip
 
 
-def save(path: str | Path, voice: Voice) -> None:
-    """Writes a .safetensors file, whole or not at all.
+def is_file(path: str | os.PathLike) -> bool:
+    """Whether a path is that of a file that `save` wrote, damaged perhaps, and of no recording."""
+    if Path(path).suffix == Path(VOICE).suffix:
+        return True
+    if not os.path.isfile(path):
+        return False
+    with open(path, 'rb') as file:
+        start = file.read(9)
+    # The length of the header in 64 bits, and the header's first letter; no sound begins so.
+    return start[8:] == b'{' and int.from_bytes(start[:8], 'little') < safetensors_io.MAX_HEADER
+
+
+def save(path: str | os.PathLike, voice: Voice) -> None:
+    """Writes a safetensors file, whole or not at all; its folder is made if missing.
 
     Raises:
       InputError: the disk is full.
@@ -67,7 +80,8 @@ def save(path: str | Path, voice: Voice) -> None:
     }  # fmt: skip
     for part, digest in voice.made_with.items():
         tensors[_PRINT + part] = np.frombuffer(digest, np.uint8)
-    safetensors_io.write(path, tensors)
+    with replacing(path) as temporary:
+        safetensors_io.write(temporary, tensors)
 
 
 def load(path: str | Path, codec_dir: str | Path) -> Voice:

@@ -1,15 +1,17 @@
 """A recording to a voice: prompt codes, prompt mel and speaker vector, as upstream has them."""
 
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import logging
 import jax
 import numpy as np
 
 from mossjax.convert.codec_speaker import campp_network, has_speaker, open_campp
-from mossjax.convert.fingerprint import fingerprint
+from mossjax.convert.fingerprint import CODEBOOK, SPEAKER, fingerprint
 from mossjax.errors import InputError
-from mossjax.infer import audio
+from mossjax.infer import audio, voice
 from mossjax.infer.formats.source import Source
 from mossjax.infer.speech_tokenizer import SpeechTokenizer
 from mossjax.infer.voice import Voice
@@ -54,80 +56,125 @@ class SpeakerEncoder:
             return self._network.bind(params)(banks - mean, frames)
 
 
+class Recording(NamedTuple):
+    """What a voice is made of: (w,) samples in [-1, 1] at `rate` Hz, `name` for messages."""
+
+    wave: np.ndarray
+    rate: int
+    name: str = 'the recording'
+
+
 class VoiceMaker:
     """Makes voices with the networks of one codec directory."""
 
     def __init__(
-        self, tokenizer: SpeechTokenizer, speaker: SpeakerEncoder | None, made_with: dict,
+        self, tokenizer: SpeechTokenizer | None, speaker: SpeakerEncoder | None, made_with: dict,
         *, ratio: int = RATIO, xvector_size: int = XVECTOR,
     ):  # fmt: skip
         """Args:
-          speaker: None for a codec without one; its voices have a zero vector.
-          made_with: `convert.fingerprint.fingerprint` of the codec.
+          tokenizer: None for voices without a prompt.
+          speaker: None for voices with a zero vector, of a codec without speaker encoder, say.
+          made_with: `convert.fingerprint.fingerprint` of the two.
           ratio, xvector_size: of the flow decoder.
         """
         self._tokenizer, self._speaker, self._made_with = tokenizer, speaker, made_with
         self._ratio, self._xvector_size = ratio, xvector_size
 
     @classmethod
-    def open(cls, codec_dir: str | Path, *, divisor: Divisor = own_frames) -> 'VoiceMaker':
+    def open(
+        cls, codec_dir: str | Path, *, prompt: bool = True, vector: bool = True,
+        divisor: Divisor = own_frames,
+    ) -> 'VoiceMaker':  # fmt: skip
         """Loads tokenizer and speaker encoder of a codec directory.
+
+        Args:
+          prompt, vector: which parts voices are to have. A codec without speaker encoder makes
+            prompts; it is refused only where the vector is all that is wanted.
 
         Raises:
           InputError: files missing or damaged.
         """
-        tokenizer, speaker = SpeechTokenizer.open(codec_dir), None
-        if has_speaker(codec_dir):
+        speaker = None
+        if vector and (has_speaker(codec_dir) or not prompt):
             speaker = SpeakerEncoder(*open_campp(codec_dir), divisor=divisor)
-        else:
+        elif vector:
             logging.info('%s has no speaker encoder: voices are prompts alone', codec_dir)
-        return cls(tokenizer, speaker, fingerprint(codec_dir))
-
-    def read(self, path: str | Path) -> Voice:
-        """The voice of an audio file of any rate, its first channel.
-
-        Raises:
-          InputError: no audio, shorter than a code, longer than 30 s, or silent.
-        """
-        source = Source.of(path)  # a pipe gives its bytes once
-        header = audio.read_header(source)
-        self._check_length(header.seconds, source.name)
-        if header.channels > 1:
-            logging.info(
-                '%s has %d channels; the voice is the first one', source.name, header.channels
-            )
-        return self.make(audio.load(source, header.rate), header.rate, source.name)
+        tokenizer = SpeechTokenizer.open(codec_dir) if prompt else None
+        used = [CODEBOOK] * prompt + [SPEAKER] * (speaker is not None)
+        return cls(tokenizer, speaker, fingerprint(codec_dir, used))
 
     def make(self, wave: np.ndarray, rate: int, name: str = 'the recording') -> Voice:
-        """The voice of (w,) samples at `rate` Hz in [-1, 1].
+        """The voice of a `Recording`.
 
         Raises:
-          InputError: as of `read`.
+          InputError: see `check_recording`.
         """
-        self._check_length(len(wave) / rate, name)
-        audio.check_samples(wave, name)
-        if np.abs(wave).max() < SILENT:
-            raise InputError(f'{name} is silent; give a recording in which someone speaks')
+        check_recording(wave, rate, name)
         # Codes come of the recording itself, mel and vector of its copy at 24 kHz.
-        codes = self._tokenizer.encode([resample(wave, rate, hearing.RATE)])[0]
         fine = resample(wave, rate, features.RATE)
-        with jax.default_matmul_precision('highest'):
-            mel = np.asarray(features.log_mel(fine))
+        codes, mel = np.zeros(0, np.int32), np.zeros((0, features.MELS), np.float32)
+        if self._tokenizer is not None:
+            codes = self._tokenizer.encode([resample(wave, rate, hearing.RATE)])[0]
+            with jax.default_matmul_precision('highest'):
+                mel = np.asarray(features.log_mel(fine))
         count = min(len(mel) // self._ratio, len(codes))
-        if self._speaker is None:
-            xvector = np.zeros(self._xvector_size, np.float32)
-        else:
+        xvector = np.zeros(self._xvector_size, np.float32)
+        if self._speaker is not None:
             xvector = self._speaker(resample(fine, features.RATE, fbank.RATE))
         return Voice(codes[:count], mel[: self._ratio * count], xvector, self._made_with)
 
-    def _check_length(self, seconds: float, name: str) -> None:
-        if seconds < SHORTEST:
-            raise InputError(
-                f'{name} is {1000 * seconds:.0f} ms long, a code lasts {1000 * SHORTEST:.0f} ms; '
-                'give a few seconds of speech'
-            )
-        if seconds > LONGEST:
-            raise InputError(
-                f'{name} is {seconds:.1f} s long; a voice is made of {LONGEST:.0f} s at most. Cut '
-                'out a few seconds in which one person speaks'
-            )
+
+def read_recording(path: str | os.PathLike) -> Recording:
+    """The first channel of an audio file of any rate.
+
+    Raises:
+      InputError: no audio, or nothing that a voice can be made of, see `check_recording`.
+    """
+    source = Source.of(path)  # a pipe gives its bytes once
+    header = audio.read_header(source)
+    _check_length(header.seconds, source.name)
+    if header.channels > 1:
+        logging.info(
+            '%s has %d channels; the voice is the first one', source.name, header.channels
+        )
+    found = Recording(audio.load(source, header.rate), header.rate, source.name)
+    check_recording(*found)
+    return found
+
+
+def check_recording(wave: np.ndarray, rate: int, name: str) -> None:
+    """Refuses what no voice can be made of.
+
+    Raises:
+      InputError: it is shorter than a code, longer than 30 s, silent, or has samples that are not
+        finite.
+    """
+    _check_length(len(wave) / rate, name)
+    audio.check_samples(wave, name)
+    if np.abs(wave).max() < SILENT:
+        raise InputError(f'{name} is silent; give a recording in which someone speaks')
+
+
+def open_voice(path: str | os.PathLike, codec_dir: str | Path) -> Voice:
+    """The voice in a file that `voice.save` wrote, or of a recording.
+
+    Raises:
+      InputError: it is neither, was made with another codec, or see `check_recording`.
+    """
+    if voice.is_file(path):
+        return voice.load(path, codec_dir)
+    recording = read_recording(path)  # refused before networks are opened
+    return VoiceMaker.open(codec_dir).make(*recording)
+
+
+def _check_length(seconds: float, name: str) -> None:
+    if seconds < SHORTEST:
+        raise InputError(
+            f'{name} is {1000 * seconds:.0f} ms long, a code lasts {1000 * SHORTEST:.0f} ms; '
+            'give a few seconds of speech'
+        )
+    if seconds > LONGEST:
+        raise InputError(
+            f'{name} is {seconds:.1f} s long; a voice is made of {LONGEST:.0f} s at most. Cut '
+            'out a few seconds in which one person speaks'
+        )

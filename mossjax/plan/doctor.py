@@ -20,9 +20,9 @@ from mossjax.plan import platforms
 
 GOOD, NOTE, BAD = 'ok', 'note', 'FAIL'
 GIB = 2**30
-# jax's processes of a pod meet on this port of the first host; since jax 0.8.1 the default TPU
-# firewall closes it.
-COORDINATOR_PORT = 8482
+# The processes of a pod meet on this port of the first host: the launchers tell jax so, since Cloud
+# TPU's own firewall rule opens it between the machines of a slice, but not 8482, jax's default.
+COORDINATOR_PORT = 8476
 # Left by a job that was preempted, they make the next one wait for slices that are gone.
 STALE = 'MEGASCALE_'
 

@@ -1,7 +1,8 @@
 """JAX_PLATFORMS may name a kind of device that this machine, or this installation, lacks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 import os
+import pathlib
 
 # Named in JAX_PLATFORMS -> what brings it.
 _BRINGS = {
@@ -10,6 +11,12 @@ _BRINGS = {
     'rocm': "jax's plug-in for ROCm, on a machine with an AMD GPU",
 }
 _BRINGS['gpu'] = _BRINGS['cuda']
+# What libtpu would ask a metadata server for.
+_ALONE = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+}
 
 
 def remedy(asked: str) -> str:
@@ -35,3 +42,17 @@ def fault(environment: Mapping[str, str] = os.environ) -> str | None:
         why = f' ({said})' if said else ''
         return f'JAX_PLATFORMS={asked}: no such device was found{why}; {remedy(asked)}'
     return None
+
+
+def say_no_tpu(
+    environment: MutableMapping[str, str] = os.environ, dev: pathlib.Path = pathlib.Path('/dev')
+) -> None:
+    """Spares libtpu its search, and the user its five lines about it, where there is no chip.
+
+    It is installed on such machines to compile for absent slices. Read by libtpu when jax starts,
+    so call this before; what the environment says already stays.
+    """
+    if any(dev.glob('accel*')) or any(dev.glob('vfio/[0-9]*')):
+        return
+    for name, value in _ALONE.items():
+        environment.setdefault(name, value)

@@ -142,6 +142,17 @@ def expand(value: Any, name: str) -> Any:
     return value
 
 
+def choose(table: Mapping[str, Any], name: str, where: str) -> Any:
+    """The entry of a table that `config.where` names.
+
+    Raises:
+      InputError: there is none; says which there are.
+    """
+    if name not in table:
+        raise InputError(f'config.{where} is {name!r}; choose one of {", ".join(table)}')
+    return table[name]
+
+
 def changes(before: Mapping, now: Mapping) -> list[str]:
     """['optim.peak_lr 0.001 -> 0.0005', ...]: what differs between two configs.
 

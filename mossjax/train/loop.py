@@ -23,7 +23,7 @@ from mossjax.train import metrics, optim
 from mossjax.train import state as state_lib
 from mossjax.train.config import changes
 from mossjax.train.optim import OptimConfig
-from mossjax.train.state import Plan, TrainState
+from mossjax.train.state import Layout, TrainState
 from mossjax.train.step import compiled_step
 from mossjax.train.task import Batch, Task
 
@@ -66,15 +66,15 @@ def fit(
 
     # ---- Layout: mesh, shapes and shardings, nothing allocated yet.
     mesh = make_mesh(MeshConfig(**config.mesh), devices)
-    plan = state_lib.plan(
+    layout = state_lib.layout(
         task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
     )
-    _describe(plan)
-    _check_memory(plan)
+    _describe(layout)
+    _check_memory(layout)
 
     # ---- Data: this process reads the rows that its devices hold. The first are read before
     # anything is written.
-    rows = Rows.of(mesh, plan.rules)
+    rows = Rows.of(mesh, layout.rules)
 
     def read(step: int) -> tuple[int, Batch]:
         size = task.size(step)
@@ -87,9 +87,9 @@ def fit(
 
     # ---- State: resume, or start from given parameters, or from scratch.
     if start is None:
-        state = _begin(task, plan, workdir, config, init_from)
+        state = _begin(task, layout, workdir, config, init_from)
     else:
-        state = _resume(plan, workdir, start, config)
+        state = _resume(layout, workdir, start, config)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=config.keep)
     if done >= config.steps:
         logging.info('%s has its %d steps already', workdir, config.steps)
@@ -97,8 +97,8 @@ def fit(
         return state
 
     # ---- The step.
-    step_fn = compiled_step(task, plan, jnp.dtype(config.compute_dtype), first)
-    everywhere = plan.abstract.step.sharding
+    step_fn = compiled_step(task, layout, jnp.dtype(config.compute_dtype), first)
+    everywhere = layout.abstract.step.sharding
     key = jax.jit(jax.random.key, out_shardings=everywhere, static_argnums=0)(config.seed)
     meta = {'config': config.to_dict(), 'model': getattr(task, 'model', None)}
 
@@ -131,38 +131,38 @@ def fit(
     return state
 
 
-def _describe(plan: Plan) -> None:
-    trainable, frozen = optim.split(plan.abstract.params, plan.frozen)
+def _describe(layout: Layout) -> None:
+    trainable, frozen = optim.split(layout.abstract.params, layout.frozen)
     logging.info(
         '%s parameters (%s frozen), mesh %s, bytes on each device: parameters %s, optimiser %s',
-        f'{optim.count(plan.abstract.params):,}', f'{optim.count(frozen):,}',
-        dict(plan.mesh.shape), f'{sharding.bytes_per_device(plan.abstract.params):,}',
-        f'{sharding.bytes_per_device(plan.abstract.opt_state):,}',
+        f'{optim.count(layout.abstract.params):,}', f'{optim.count(frozen):,}',
+        dict(layout.mesh.shape), f'{sharding.bytes_per_device(layout.abstract.params):,}',
+        f'{sharding.bytes_per_device(layout.abstract.opt_state):,}',
     )
-    logging.debug('%s', sharding.report(plan.abstract.params))
+    logging.debug('%s', sharding.report(layout.abstract.params))
 
 
-def _check_memory(plan: Plan) -> None:
+def _check_memory(layout: Layout) -> None:
     """
     Raises:
       InputError: parameters and optimiser alone are more than a device holds.
     """
-    devices = plan.mesh.local_devices
+    devices = layout.mesh.local_devices
     room = (devices[0].memory_stats() or {}).get('bytes_limit')
     if room is None and (free := available_memory()) is not None:  # CPU devices share the host's
         room = free // len(devices)
-    needed = sharding.bytes_per_device(plan.abstract)
+    needed = sharding.bytes_per_device(layout.abstract)
     if room is not None and needed > room:
         raise InputError(
             f'parameters and optimiser state take {needed / 1e9:,.1f} GB of each device, which has '
             f'{room / 1e9:,.1f} GB: take a smaller config.model or more devices (mesh '
-            f'{dict(plan.mesh.shape)})'
+            f'{dict(layout.mesh.shape)})'
         )
 
 
-def _resume(plan: Plan, workdir, start: int, config) -> TrainState:
+def _resume(layout: Layout, workdir, start: int, config) -> TrainState:
     """The state of a checkpoint; what has changed since it was written is said."""
-    items, meta = checkpoint.restore(workdir / CHECKPOINTS, plan.abstract.items(), start)
+    items, meta = checkpoint.restore(workdir / CHECKPOINTS, layout.abstract.items(), start)
     logging.info('resuming from step %d in %s', start, workdir)
     if meta['versions'] != (now := checkpoint.versions()):
         logging.warning('checkpoint was written with %s, this is %s: the rest of the run may '
@@ -171,19 +171,19 @@ def _resume(plan: Plan, workdir, start: int, config) -> TrainState:
     if changed:
         logging.warning('the config is another than when step %d was written: %s', start,
                         '; '.join(changed))  # fmt: skip
-    return state_lib.from_items(items, start, plan)
+    return state_lib.from_items(items, start, layout)
 
 
-def _begin(task, plan: Plan, workdir, config, init_from) -> TrainState:
+def _begin(task, layout: Layout, workdir, config, init_from) -> TrainState:
     if lines := metrics.read(workdir / metrics.NAME):
         logging.warning(
             '%s has metrics up to step %d and no checkpoint: the run starts at step 0 again. If '
             'its folder %s is elsewhere, stop and put it back', workdir, lines[-1]['step'],
             CHECKPOINTS,
         )
-    given = init_from(plan.abstract.params) if callable(init_from) else init_from
+    given = init_from(layout.abstract.params) if callable(init_from) else init_from
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)  # no step has this number
-    return state_lib.init(task, plan, key, given)
+    return state_lib.init(task, layout, key, given)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Layout:
     """How the state of one run is made and laid out.
 
     Attributes:
@@ -62,7 +62,7 @@ class Plan:
         return jax.tree.map(lambda x: x.sharding, self.abstract)
 
 
-def plan(task, config: optim.OptimConfig, total_steps: int, mesh, rules) -> Plan:
+def layout(task, config: optim.OptimConfig, total_steps: int, mesh, rules) -> Layout:
     """Shapes and shardings of the whole training state; nothing is allocated.
 
     Args:
@@ -89,10 +89,10 @@ def plan(task, config: optim.OptimConfig, total_steps: int, mesh, rules) -> Plan
     )
     extra = jax.tree.map(put, jax.eval_shape(task.init_extra, network.shapes))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return Plan(tx, frozen, TrainState(step, placed, opt_state, extra), mesh, rules)
+    return Layout(tx, frozen, TrainState(step, placed, opt_state, extra), mesh, rules)
 
 
-def init(task, made: Plan, key: jax.Array, params: dict | None = None) -> TrainState:
+def init(task, made: Layout, key: jax.Array, params: dict | None = None) -> TrainState:
     """A fresh state, created in place on the devices; with the given parameters if there are any.
 
     Args:
@@ -127,7 +127,7 @@ def _quick(mesh) -> dict | None:
     return {'xla_backend_optimization_level': 0} if on_cpu else None
 
 
-def from_items(items: dict, step: int, made: Plan) -> TrainState:
+def from_items(items: dict, step: int, made: Layout) -> TrainState:
     """The state of a checkpoint's items."""
     return TrainState(_put(np.int32(step), made.abstract.step), **items)
 

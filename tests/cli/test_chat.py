@@ -13,9 +13,10 @@ import pytest
 
 from mossjax.cli import chat as command
 from mossjax.cli import main as cli
-from mossjax.infer import audio
+from mossjax.infer import audio, voice
 from mossjax.infer import chat as chat_lib
 from mossjax.infer.chat import Chat
+from mossjax.infer.voice import Voice
 from mossjax.models.lm.dialogue import Turn
 from tests.terminal import END, INTERRUPT, Terminal
 from tests.tiny_chat import CONFIG, decode, encode, write_model
@@ -34,7 +35,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def codec(monkeypatch, tmp_path):
-    def halves(folder, codes, hears, speaks):
+    def halves(folder, codes, hears, speaks, voice):
         return hears and encode, speaks and decode
 
     monkeypatch.setattr(chat_lib, 'open_codec', halves)
@@ -187,6 +188,29 @@ def test_sentences_about_files_and_a_system_prompt_of_ones_own(
         assert prompt[-5 - len(sentence.split()) :] == [
             10, 6, *[0] * len(sentence.split()), 11, 10, 7
         ]  # fmt: skip
+
+
+def test_a_voice_speaks_the_reply(model, tmp_path, monkeypatch, capsys):
+    """It reaches the codec as it is in the file; in writing there is nobody to speak."""
+    told = []
+    monkeypatch.setattr(
+        chat_lib, 'open_codec', lambda *args: (told.append(args[-1]), decode)
+    )
+    codec, ann = tmp_path / 'codec', tmp_path / 'ann.wav'  # by its content
+    codec.mkdir()
+    made = Voice(np.int32([3, 4]), np.ones((8, 80), np.float32), np.full(192, 0.5, np.float32))
+    voice.save(ann, made)
+    args = ('--model', model, '--codec', codec, '--text', 'hello', '--voice', ann)
+    assert run(*args, '--out', tmp_path / 'a.wav') == 0
+    for name in ('codes', 'mel', 'xvector'):
+        np.testing.assert_array_equal(getattr(told[0], name), getattr(made, name))
+    before = ann.read_bytes()
+    for wrong, said in (
+        (('--reply', 'text'), '--voice speaks, and the reply is to be written'),
+        (('--out', ann), 'is also --voice'),
+    ):
+        assert run(*args, *wrong) == 2 and said in capsys.readouterr().err
+    assert ann.read_bytes() == before
 
 
 def test_a_recording_needs_a_codec(model, recording, pipe, capsys):

@@ -12,7 +12,7 @@ from mossjax.cli import config_flag
 from mossjax.errors import InputError
 from mossjax.nn.lora import Lora
 from mossjax.parallel.mesh import MeshConfig
-from mossjax.train import tasks
+from mossjax.train import lm, tasks
 from mossjax.train.config import RunConfig, check, options
 from mossjax.train.optim import OptimConfig
 
@@ -99,14 +99,14 @@ def test_keys_of_a_group_and_names_of_ones_own(parse):
     model = ("config.task = 'lm'; config.model.config = 'm'; config.data.rows = {'a': 'rows/a'}; "
              "config.data.weights = {'a': 1}; config.data.batch_size = 8")  # fmt: skip
     config = parse(model)
-    assert options(config.model, tasks.LMModel, 'model') == tasks.LMModel('m')
+    assert options(config.model, lm.LMModel, 'model') == lm.LMModel('m')
     config = parse(
         model, '--config.model.lora.rank=4', '--config.data.rows.b=rows/b',
         '--config.data.weights.b=0.5', '--config.data.weights.a=0.25',
     )
-    found = options(config.model, tasks.LMModel, 'model')
+    found = options(config.model, lm.LMModel, 'model')
     assert options(found.lora, Lora, 'model.lora') == Lora(rank=4)
-    data = options(config.data, tasks.LMData, 'data')
+    data = options(config.data, lm.LMData, 'data')
     assert data.rows == {'a': 'rows/a', 'b': 'rows/b'} and data.weights == {'a': 0.25, 'b': 0.5}
     speech = parse(
         "config.task = 'flow'; config.data.only = {'speaker': ['slt']}",

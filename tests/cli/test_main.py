@@ -50,6 +50,31 @@ def test_a_refusal_ends_the_process_with_2_and_one_message():
     assert done.stdout == ''
 
 
+def test_without_a_tpu_its_library_says_nothing(tmp_path):
+    import soundfile
+
+    from mossjax.infer.assets import shipped
+
+    soundfile.write(tmp_path / 'a.wav', [0.25, -0.25] * 1000, 16000)
+    done = subprocess.run(
+        [sys.executable, '-m', 'mossjax', 'tokenize', '--codec', shipped() / 'codec',
+         '--out', tmp_path / 'codes.jsonl', tmp_path / 'a.wav'],
+        capture_output=True, text=True, cwd=ROOT, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0 and (tmp_path / 'codes.jsonl').exists()
+    assert 'libtpu' not in done.stderr and 'TPU_' not in done.stderr, done.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word():
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'mossjax', 'train', '--help'],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+    )
+    process.stdout.close()  # as `head` does, only sooner
+    assert process.communicate(timeout=60)[1] == b''
+    assert process.returncode == 141  # what a shell shows of a program that SIGPIPE ended
+
+
 @pytest.mark.parametrize('argv', [[], ['--help'], ['-h'], ['help']])
 def test_the_overview_lists_every_command_with_its_line(argv, capsys):
     assert cli.main(argv) == 0

@@ -8,12 +8,13 @@ from mossjax.cli import common
 from mossjax.cli import main as cli
 
 # Flags with text that is no path; anything else with text must be a path flag.
-WORDS = {'text', 'system', 'reply', 'rules', 'dtype', 'recipe'}
+WORDS = {'text', 'system', 'reply', 'rules', 'dtype', 'recipe', 'only'}
 PARSED = {('train', 'config')}  # with overrides behind it, see test_train
 WRITES = {common.WRITE_FILE, common.WRITE_FOLDER, common.WRITE_FOLDER_OR_BUCKET}
 FILES = {common.READ_FILE, common.WRITE_FILE}
 REQUIRED = {'chat': ['model'], 'tokenize': ['codec', 'out'], 'train': ['workdir'],
-            'rows': ['model', 'out']}
+            'rows': ['model', 'out'], 'voice': ['codec', 'out'],
+            'vocode': ['codec', 'codes', 'out']}
 
 
 def command(name):

@@ -155,7 +155,7 @@ def test_tokenizer_keeps_tensors_that_ids_do_not_need(tmp_path):
     ):
         shutil.copyfile(GOLDEN / 'tokenizer' / file, directory / name)
     (directory / 'flow').mkdir()
-    (directory / 'flow' / 'flow.pt').write_bytes(b'the decoder goes along as it is')
+    (directory / 'flow' / 'notes.bin').write_bytes(b'what is no network goes along as it is')
     source = kinds.open_source(directory)
     assert source.kind.name == 'speech_tokenizer' and source.left == ()
     paper = convert(source, tmp_path / 'orbax')
@@ -164,8 +164,8 @@ def test_tokenizer_keeps_tensors_that_ids_do_not_need(tmp_path):
     convert(kinds.open_source(tmp_path / 'orbax'), tmp_path / 'again')
     assert_same_tensors(directory, tmp_path / 'again')
     for made in ('orbax', 'again'):
-        file = tmp_path / made / 'flow' / 'flow.pt'
-        assert file.read_bytes() == b'the decoder goes along as it is'
+        file = tmp_path / made / 'flow' / 'notes.bin'
+        assert file.read_bytes() == b'what is no network goes along as it is'
 
 
 def test_dtype_on_export(tmp_path, source):

@@ -11,13 +11,14 @@ import pytest
 from mossjax.convert import safetensors_io
 from mossjax.convert.codec_speaker import campp_network, open_campp
 from mossjax.convert.codec_vocoder import hift_network
+from mossjax.convert.fingerprint import VOICE
 from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
 from mossjax.infer import audio, voice
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.speech_tokenizer import SpeechTokenizer
 from mossjax.infer.voice import Voice
-from mossjax.infer.voice_maker import VoiceMaker
+from mossjax.infer.voice_maker import VoiceMaker, read_recording
 from mossjax.models.speaker.fbank import fbank
 from mossjax.models.vocoder.hift import source
 from mossjax.ops.resample import resample
@@ -114,7 +115,7 @@ def test_the_vocoder_of_the_codec_speaks(codec, io, caplog):
 def test_the_directory_may_carry_a_voice(codec, io, speaker, spoken, tmp_path):
     own = tmp_path / 'codec'
     shutil.copytree(codec, own)
-    voice.save(own / voice.FILE, speaker)
+    voice.save(own / VOICE, speaker)
     decoder = SpeechDecoder.open(own)
     assert str(decoder.voice) == 'a prompt of 0.6 s and a speaker vector'
     found = decoder.mel(io['codes'][0])
@@ -180,7 +181,9 @@ def test_any_rate_and_the_first_of_two_channels(maker, recording, tmp_path):
     both = np.stack([left, np.sin(np.arange(len(left)) / 7)], axis=1)
     write_wav(tmp_path / 'two.wav', both, 44100, channels=2)
     write_wav(tmp_path / 'one.wav', left, 44100)
-    two, one = maker.read(tmp_path / 'two.wav'), maker.read(tmp_path / 'one.wav')
+    two, one = (
+        maker.make(*read_recording(tmp_path / name)) for name in ('two.wav', 'one.wav')
+    )
     np.testing.assert_array_equal(two.codes, one.codes)
     np.testing.assert_allclose(two.xvector, one.xvector, rtol=0, atol=1e-5)
     assert len(one.codes) == 25
@@ -194,11 +197,11 @@ def test_recordings_that_are_no_voice(maker, recording, tmp_path):
     }
     for name, (samples, message) in cases.items():
         with pytest.raises(InputError, match=f'{name}.*{message}'):
-            maker.read(write_wav(tmp_path / name, samples, 24000))
+            read_recording(write_wav(tmp_path / name, samples, 24000))
     with pytest.raises(InputError, match='no number'):
         maker.make(np.full(24000, np.nan, np.float32), 24000)
     with pytest.raises(InputError, match='nowhere.wav: no such file'):
-        maker.read(tmp_path / 'nowhere.wav')
+        read_recording(tmp_path / 'nowhere.wav')
 
 
 def test_a_codec_without_speaker_encoder_makes_prompts(codec, recording, tmp_path, caplog):
@@ -208,7 +211,10 @@ def test_a_codec_without_speaker_encoder_makes_prompts(codec, recording, tmp_pat
     with caplog.at_level(logging.INFO, logger='absl'):
         found = VoiceMaker.open(own).make(recording[:24000], 24000)
     assert not found.xvector.any() and len(found.codes) == 12
+    assert set(found.made_with) == {'codebook'}
     assert 'voices are prompts alone' in caplog.text
+    with pytest.raises(InputError, match=r'neither campplus\.onnx nor campplus\.safetensors'):
+        VoiceMaker.open(own, prompt=False)
 
 
 # -------------------------------------------------------------------------------------- in a file

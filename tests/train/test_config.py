@@ -12,7 +12,7 @@ import experiments.nano.configs
 from mossjax.cli import main as cli
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
-from mossjax.train import optim, tasks
+from mossjax.train import lm, optim, tasks
 from mossjax.train.config import changes, check, defaults, options
 
 SHIPPED = sorted(
@@ -27,7 +27,7 @@ def test_shipped_configs(name):
     config = importlib.import_module(name).get_config()
     check(config)
     assert config.task in tasks.FACTORIES
-    kinds = {'lm': (tasks.LMModel, tasks.LMData, tasks.LMLoss)}.get(config.task, ())
+    kinds = {'lm': (lm.LMModel, lm.LMData, lm.LMLoss)}.get(config.task, ())
     for section, kind in zip(('model', 'data', 'loss'), kinds, strict=False):
         options(config[section], kind, section)
 
@@ -37,7 +37,7 @@ def test_9b_configs_are_the_papers():
     found = {}
     for stage in ('stage1', 'stage2', 'sft'):
         config = importlib.import_module(f'experiments.moss_9b.{stage}').get_config()
-        task = tasks.lm_task(config, None)
+        task = lm.make_task(config, None)
         assert task.config == LMConfig.released()
         trainable, _ = optim.split(task.network.shapes, tuple(config.optim.frozen))
         found[stage] = (config.optim.peak_lr, config.optim.weight_decay, optim.count(trainable))
@@ -77,9 +77,9 @@ def test_wrong_types_are_refused():
 def test_unknown_options_of_a_task_are_refused():
     section = ml_collections.ConfigDict({'config': 'released', 'remap': 'full'})
     with pytest.raises(InputError, match='model.remap is not known; did you mean remat'):
-        options(section, tasks.LMModel, 'model')
+        options(section, lm.LMModel, 'model')
     with pytest.raises(InputError, match='config.data lacks rows, weights, batch_size'):
-        options(ml_collections.ConfigDict(), tasks.LMData, 'data')
+        options(ml_collections.ConfigDict(), lm.LMData, 'data')
 
 
 @pytest.mark.parametrize(

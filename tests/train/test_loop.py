@@ -56,16 +56,16 @@ def killed(*args) -> bool:
 
 def loaded(workdir, step=None):
     """The whole state of a checkpoint."""
-    plan = toy_plan()
+    layout = toy_layout()
     checkpoints = Checkpoints(workdir / 'checkpoints')
-    items, _ = checkpoints.restore(plan.abstract.items(), step)
+    items, _ = checkpoints.restore(layout.abstract.items(), step)
     checkpoints.close()
     return items
 
 
-def toy_plan(mesh=None):
+def toy_layout(mesh=None):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
-    return state.plan(ToyTask(), OptimConfig(), 20, mesh, rules.preset('fsdp'))
+    return state.layout(ToyTask(), OptimConfig(), 20, mesh, rules.preset('fsdp'))
 
 
 @pytest.fixture(scope='module')
@@ -197,18 +197,18 @@ def test_restores_onto_another_mesh(tmp_path):
     done = fit(ToyTask(), toy_config(4), tmp_path)  # eight devices, kernel divided over fsdp
     assert done.params['kernel'].sharding.spec[0] == 'fsdp'
     for mesh in (make_mesh(MeshConfig(data=4, fsdp=2)), make_mesh(MeshConfig(), jax.devices()[:1])):
-        plan = toy_plan(mesh)
+        layout = toy_layout(mesh)
         checkpoints = Checkpoints(tmp_path / 'checkpoints')
-        items, meta = checkpoints.restore(plan.abstract.items())
+        items, meta = checkpoints.restore(layout.abstract.items())
         checkpoints.close()
         assert_same(items, done.items())
-        assert items['params']['kernel'].sharding == plan.abstract.params['kernel'].sharding
+        assert items['params']['kernel'].sharding == layout.abstract.params['kernel'].sharding
     assert meta['step'] == 4 and meta['config']['optim']['warmup_steps'] == 2
 
 
 def test_parameters_alone(tmp_path):
     done = fit(ToyTask(), toy_config(2), tmp_path)
-    abstract = toy_plan().abstract.params
+    abstract = toy_layout().abstract.params
     params, meta = restore_params(tmp_path / 'checkpoints', abstract)
     assert_same(params, done.params)
     assert meta == read_meta(tmp_path / 'checkpoints')

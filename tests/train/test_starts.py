@@ -18,9 +18,9 @@ from mossjax.data.manifest import Recording
 from mossjax.errors import InputError
 from mossjax.models.flow.config import FlowConfig
 from mossjax.models.tokenizer.config import TokenizerConfig
-from mossjax.train import loop, starts, tasks, tokenizer_task
+from mossjax.train import loop, starts, tasks, tokenizer
 from mossjax.train.config import check, defaults
-from mossjax.train.flow_task import FlowTask
+from mossjax.train.flow import FlowTask
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 TEXTS = ('it is may', 'seven', '')
@@ -95,7 +95,7 @@ def codec(tmp_path, request):
 @pytest.mark.parametrize('codec', ['small'], indirect=True)
 def test_an_encoder_alone_starts_a_run(codec):
     root, config = codec
-    chosen = tokenizer_task.objectives(ctc=1.0, phones=4)
+    chosen = tokenizer.objectives(ctc=1.0, phones=4)
     start, book = starts.tokenizer(str(root), config, chosen)
     _, params = open_tokenizer(root)
     jax.tree.map(np.testing.assert_array_equal, start({})['encoder'], params['encoder'])
@@ -106,7 +106,7 @@ def test_an_encoder_alone_starts_a_run(codec):
 @pytest.mark.parametrize('codec', ['asr_vq'], indirect=True)
 def test_a_whole_training_model_starts_a_run(codec):
     root, config = codec
-    start, book = starts.tokenizer(str(root), config, tokenizer_task.objectives(text=1.0))
+    start, book = starts.tokenizer(str(root), config, tokenizer.objectives(text=1.0))
     _, params, wanted = open_recogniser(root)
     jax.tree.map(np.testing.assert_array_equal, start({}), params)
     np.testing.assert_array_equal(book.total, wanted.total)

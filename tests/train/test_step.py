@@ -23,19 +23,19 @@ STEPS = 10
 
 
 def train(preset: str, mesh, steps: int, config: OptimConfig, dtype=jnp.float32):
-    """(plan, losses, gradient norms, states before and after)."""
+    """(layout, losses, gradient norms, states before and after)."""
     task = tiny_task()
-    plan = state.plan(task, config, STEPS, mesh, rules.preset(preset))
-    now = state.init(task, plan, jax.random.key(0), tiny_params(task.config))
+    layout = state.layout(task, config, STEPS, mesh, rules.preset(preset))
+    now = state.init(task, layout, jax.random.key(0), tiny_params(task.config))
     first = jax.device_get(now.params)
-    run = step.compiled_step(task, plan, dtype, task.batch(0))
+    run = step.compiled_step(task, layout, dtype, task.batch(0))
     losses, norms = [], []
     for i in range(steps):
-        batch = Rows.of(mesh, plan.rules).put(task.batch(i % 2), task.size(i % 2))
+        batch = Rows.of(mesh, layout.rules).put(task.batch(i % 2), task.size(i % 2))
         now, metrics = run(now, batch, jax.random.key(1))
         losses.append(float(metrics['loss']))
         norms.append(float(metrics['grad_norm']))
-    return plan, np.array(losses), np.array(norms), first, now
+    return layout, np.array(losses), np.array(norms), first, now
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +47,7 @@ def alone():
 @pytest.mark.parametrize('preset', sorted(MESHES))
 def test_eight_devices_equal_one(alone, preset):
     config = OptimConfig(peak_lr=1e-2, warmup_steps=2)
-    plan, losses, norms, _, now = train(preset, make_mesh(MESHES[preset]), STEPS, config)
+    layout, losses, norms, _, now = train(preset, make_mesh(MESHES[preset]), STEPS, config)
     np.testing.assert_allclose(losses, alone[1], atol=1e-5)
     np.testing.assert_allclose(norms, alone[2], rtol=1e-4)
     assert losses[-1] < losses[0] - 0.1
@@ -56,7 +56,7 @@ def test_eight_devices_equal_one(alone, preset):
         np.testing.assert_allclose(got, want, atol=1e-4 * max(float(jnp.abs(want).max()), 1e-12))
     spec = now.params['trunk']['mlp']['gate'].sharding.spec
     assert spec[1] == 'fsdp' and (spec[2] == 'tensor') == (preset == 'fsdp_tensor')
-    assert sharding.bytes_per_device(plan.abstract.params) < 4 * optim.count(now.params) / 3
+    assert sharding.bytes_per_device(layout.abstract.params) < 4 * optim.count(now.params) / 3
 
 
 def test_frozen_parameters_stay_bit_identical_and_have_no_optimiser_state():
@@ -78,12 +78,12 @@ def test_frozen_parameters_stay_bit_identical_and_have_no_optimiser_state():
 def test_bfloat16_compute_keeps_float32_state():
     """One step of the toy task against its formula on weights rounded by numpy."""
     task, mesh = ToyTask(), make_mesh(MeshConfig(), jax.devices()[:1])
-    plan = state.plan(task, OptimConfig(), 5, mesh, rules.preset('fsdp'))
-    now = state.init(task, plan, jax.random.key(0))
+    layout = state.layout(task, OptimConfig(), 5, mesh, rules.preset('fsdp'))
+    now = state.init(task, layout, jax.random.key(0))
     first = jax.device_get(now.params)
     key, batch = jax.random.key(1), task.batch(0)
-    run = step.compiled_step(task, plan, jnp.bfloat16, batch)
-    now, metrics = run(now, Rows.of(mesh, plan.rules).put(batch, task.size(0)), key)
+    run = step.compiled_step(task, layout, jnp.bfloat16, batch)
+    now, metrics = run(now, Rows.of(mesh, layout.rules).put(batch, task.size(0)), key)
     noise = jax.random.normal(jax.random.fold_in(key, 0), batch['x'].shape)
     x, kernel = (
         np.asarray(v).astype(ml_dtypes.bfloat16).astype(np.float64)

@@ -44,9 +44,20 @@ def finish(processes):
     return [p.returncode for p in processes], errors
 
 
-def test_two_processes_train_as_one_and_share_a_checkpoint(tmp_path):
-    codes, errors = finish(start(tmp_path / 'two', 6, free_port()))
-    assert codes == [0, 0], errors
+def test_two_processes_train_as_one_and_share_their_checkpoints(tmp_path):
+    """The second of which is torn: both go on from the first, to the same bits."""
+    run = tmp_path / 'two'
+
+    def both():
+        codes, errors = finish(start(run, 6, free_port(), 'save_every=3'))
+        assert codes == [0, 0], errors
+
+    both()
+    before = loaded(run, 6)
+    (run / 'checkpoints/6/params/manifest.ocdbt').unlink()
+    both()
+    assert sorted(p.name for p in (run / 'checkpoints').iterdir()) == ['3', '6', 'torn-6']
+    assert_same(loaded(run, 6), before)
     fit(ToyTask(), toy_config(6), tmp_path / 'one')
     runs = [metrics.read(tmp_path / name / 'metrics.jsonl') for name in ('two', 'one')]
     two, one = ([line['loss'] for line in run] for run in runs)

@@ -7,7 +7,7 @@ import numpy as np
 from mossjax.data.pipeline import Whole
 from mossjax.models.lm.config import LMConfig
 from mossjax.train.config import defaults
-from mossjax.train.lm_task import LMTask
+from mossjax.train.lm import LMTask
 from tests.tiny_lm import tiny_config, tiny_grid
 
 

@@ -53,6 +53,9 @@ _FIXED = {
     'encoder_causal_convolution': True,
     'encoder_causal_attention': True,
     'scale_embedding': False,
+}
+# Of training, and not done here: another value is said, and changes no code.
+_TRAINING = {
     'dropout': 0.0,
     'attention_dropout': 0.0,
     'activation_dropout': 0.0,
@@ -218,6 +221,7 @@ class TokenizerConfig:
             **{key: getattr(self, field) for field, key in _KEYS.items()},
             'pooling_position': self.layers,
             **_FIXED,
+            **_TRAINING,
             **_INERT,
         }
         preprocessor = {
@@ -243,7 +247,7 @@ def _refuse_others(found: dict, fixed: dict, where: str):
 
 def _report_unread(config: dict):
     """Unknown keys of the encoder's own families could change the network: refuse them."""
-    known = {*_KEYS.values(), *_FIXED, *_INERT, 'pooling_position'}
+    known = {*_KEYS.values(), *_FIXED, *_TRAINING, *_INERT, 'pooling_position'}
     unread = sorted(set(config) - known)
     risky = [key for key in unread if key.startswith(_FAMILIES)]
     if risky:
@@ -251,4 +255,10 @@ def _report_unread(config: dict):
             f'tokenizer config.json: unknown keys {risky}; they may change the encoder in ways '
             'this implementation does not follow. Remove them if they do not'
         )
+    for key, used in _TRAINING.items():
+        if config.get(key, used) != used:
+            logging.warning(
+                'tokenizer config.json: %s is %s; training here has none, and codes do not depend '
+                'on it', key, values.shown(config[key]),
+            )  # fmt: skip
     logging.debug('tokenizer config.json: keys without effect here: %s', unread)

@@ -88,9 +88,16 @@ def test_unknown_keys_of_other_families_are_ignored():
     assert TokenizerConfig.from_hf(config, preprocessor) == TokenizerConfig()
 
 
+def test_what_only_training_asks_is_said_and_passed_over(caplog):
+    config, preprocessor = TokenizerConfig().to_hf()
+    config |= {'dropout': 0.1, 'encoder_layerdrop': 0.05}
+    assert TokenizerConfig.from_hf(config, preprocessor) == TokenizerConfig()
+    assert 'dropout is 0.1' in caplog.text and 'encoder_layerdrop is 0.05' in caplog.text
+
+
 # Fields that change no shape, and the test that shows each at work.
 ELSEWHERE = {
-    'commitment', 'loss_scale', 'decay', 'restart_interval',  # train/test_tokenizer_task.py
+    'commitment', 'loss_scale', 'decay', 'restart_interval',  # train/test_tokenizer.py
     'pool', 'seconds',  # `stride` and `piece`, infer/test_speech_tokenizer.py
     'start_id', 'pad_id',  # below
 }

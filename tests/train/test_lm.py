@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossjax.models.lm.model import TEXT
-from mossjax.train.lm_task import reply_positions
+from mossjax.train.lm import reply_positions
 from tests.tiny_lm import tiny_params
 from tests.train.tiny_task import tiny_task
 

@@ -1,4 +1,4 @@
-"""Training task of the speech tokenizer: codes that a recogniser behind them can read.
+"""Training the speech tokenizer: codes that a recogniser behind them can read.
 
 Batch, all numpy arrays:
   audio (b, w) float32 or int16, 16 kHz, zero-padded, w a multiple of 1280
@@ -11,69 +11,62 @@ Batch, all numpy arrays:
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import os
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from mossjax.convert import kinds, tokenizer_rules
+from mossjax.data import speech
+from mossjax.data.clips import Clips
+from mossjax.data.labels import Inventory, Transcripts
 from mossjax.data.pipeline import Batch, Batches
 from mossjax.errors import InputError
 from mossjax.models.tokenizer import asr, mel, quantizer
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.models.tokenizer.quantizer import Codebook
 from mossjax.nn.param import Network, describe
-from mossjax.train import augment
+from mossjax.train import starts
+from mossjax.train.augment import Inputs, distorted, plain
+from mossjax.train.config import choose, options
+from mossjax.train.recordings import SpeechData
+from mossjax.train.starts import Run
+from mossjax.values import COUNT, NOT_NEGATIVE, SIZE, ranged
 
 # Vectors remembered per step while there is no codebook, and steps remembered.
 ROWS_PER_STEP = 256
-# Shift, gain, noise and band of the default distortion.
-SHIFT = 1120  # samples: 70 ms, just short of a code
-GAIN_DB = (-12.0, 3.0)
-NOISE_DB = (-80.0, -40.0)
-BAND = 0.125  # of the mel bins, at most
+COMMITMENT = {
+    'absolute': quantizer.absolute_commitment, 'relative': quantizer.relative_commitment
+}  # fmt: skip
+INPUTS = {'distorted': distorted, 'plain': plain}
 
 
-class Inputs(NamedTuple):
-    """What the network sees of a batch: features (b, 8 t, m), mask (b, t) bool, labels."""
+@dataclasses.dataclass(frozen=True)
+class TokenizerLoss:
+    """`loss` of a tokenizer run, see `TokenizerTask`.
 
-    features: jax.Array
-    mask: jax.Array
-    labels: Mapping
+    Attributes:
+      text: weight of the text decoder's cross-entropy (upstream's objective; needs data.tokenizer).
+      ctc, frames: weights of the objectives on phones or characters.
+      commitment: 'absolute' (upstream, from a trained encoder) or 'relative' (from nothing).
+      penalty: weight of the mean square of the vectors.
+      warmup: steps without a codebook. remembered: steps whose vectors then start it.
+      threshold: see TokenizerTask.
+      inputs: 'distorted' or 'plain'.
+    """
 
-
-def plain(config: TokenizerConfig, batch: Mapping, key: jax.Array) -> Inputs:
-    """Features of the audio as it is."""
-    del key
-    audio = _float(batch['audio'])
-    return Inputs(mel.log_mel(audio, config.mels), _mask(audio, batch['lengths'], config), batch)
-
-
-def distorted(config: TokenizerConfig, batch: Mapping, key: jax.Array) -> Inputs:
-    """Features of the audio delayed, made louder or softer, noisy, and with a band missing."""
-    keys = jax.random.split(key, 4)
-    audio = _float(batch['audio'])
-    by = jax.random.randint(keys[0], audio.shape[:1], 0, SHIFT + 1)
-    audio = augment.delay(audio, by, SHIFT)
-    audio = augment.gain(audio, keys[1], *GAIN_DB)
-    audio = augment.noise(audio, keys[2], *NOISE_DB)
-    features = mel.log_mel(audio, config.mels)
-    features = augment.mask_band(features, keys[3], int(BAND * config.mels))
-    lengths = jnp.minimum(batch['lengths'] + by, audio.shape[1])
-    labels = dict(batch)
-    if 'phones' in batch:
-        labels['phones'] = augment.delay_labels(batch['phones'], by)
-    return Inputs(features, _mask(audio, lengths, config), labels)
-
-
-def _float(audio) -> jax.Array:
-    audio = jnp.asarray(audio)
-    return audio.astype(jnp.float32) / 32768.0 if audio.dtype == jnp.int16 else audio
-
-
-def _mask(audio, lengths, config):
-    t = audio.shape[1] // config.stride
-    return jnp.arange(t) * config.stride < lengths[:, None]
+    text: float = ranged(NOT_NEGATIVE, 0.0)
+    ctc: float = ranged(NOT_NEGATIVE, 0.0)
+    frames: float = ranged(NOT_NEGATIVE, 0.0)
+    commitment: str = 'absolute'
+    penalty: float = ranged(NOT_NEGATIVE, 0.0)
+    warmup: int = ranged(COUNT, 0)
+    remembered: int = ranged(SIZE, 32)
+    threshold: float = ranged(NOT_NEGATIVE, 0.1)
+    inputs: str = 'distorted'
 
 
 class Objective(NamedTuple):
@@ -281,3 +274,71 @@ def _usage_metrics(ids: jax.Array, mask: jax.Array, codes: int) -> dict:
     share = share / jnp.maximum(jnp.sum(share), 1.0)
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))
     return {'active_codes': active.astype(jnp.float32), 'perplexity': jnp.exp(entropy)}
+
+
+def run(config: ConfigDict, fresh: bool) -> Run:
+    """A tokenizer run; `model` has the fields of TokenizerConfig. See `tasks.make`."""
+    data = options(config.data, SpeechData, 'data')
+    loss = options(config.loss, TokenizerLoss, 'loss')
+    model = options(config.model, TokenizerConfig, 'model')
+    transcripts = None
+    if loss.text:
+        if not data.tokenizer:
+            raise InputError(
+                'config.loss.text needs the ids of the texts: name the directory of their '
+                'tokenizer.json in config.data.tokenizer'
+            )
+        transcripts = Transcripts(data.tokenizer, model.vocab, model.target_positions)
+    _check_targets(loss, data)
+    clips = data.clips(16_000)
+    inventory = _inventory(data, clips)
+    batches = speech.TokenizerBatches(
+        clips, inventory, transcripts, room=data.room, **data.batching(config.seed)
+    )
+    chosen = objectives(
+        text=loss.text, ctc=loss.ctc, frames=loss.frames, phones=len(inventory)
+    )
+    start, book = starts.tokenizer(config.init_from if fresh else '', model, chosen)
+    task = TokenizerTask(
+        model,
+        batches,
+        chosen,
+        inputs=choose(INPUTS, loss.inputs, 'loss.inputs'),
+        commitment=choose(COMMITMENT, loss.commitment, 'loss.commitment'),
+        penalty=loss.penalty,
+        warmup=loss.warmup,
+        remembered=loss.remembered,
+        start=book,
+        threshold=loss.threshold,
+    )
+    return Run(task, config, start)
+
+
+def _check_targets(loss: TokenizerLoss, data: SpeechData) -> None:
+    """Raises InputError for an objective that no recording has targets for: it would be silent."""
+    recordings = data.recordings()
+    for name, keys in (('text', ['text']), ('ctc', ['times', 'text']), ('frames', ['times'])):
+        having = sum(any(getattr(r, key) for key in keys) for r in recordings)
+        if not getattr(loss, name) or having == len(recordings):
+            continue
+        if not having:
+            raise InputError(
+                f'config.loss.{name} = {getattr(loss, name):g} would train nothing: no recording '
+                f'of {data.manifest} has "{keys[0]}"; set it to 0, or write "{keys[0]}" into the '
+                'manifest'
+            )
+        logging.info('loss.%s: %d of %d recordings have targets', name, having, len(recordings))
+
+
+def _inventory(data: SpeechData, clips: Clips) -> Inventory:
+    if not data.inventory:
+        return Inventory.of(clips.recordings)
+    if os.path.lexists(data.inventory):
+        return Inventory.open(data.inventory)
+    inventory = Inventory.of(clips.recordings)
+    inventory.save(data.inventory)
+    return inventory
+
+
+# What may be set in the open sections of a config.
+SECTIONS = {'model': TokenizerConfig, 'data': SpeechData, 'loss': TokenizerLoss}

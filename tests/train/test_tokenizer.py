@@ -15,8 +15,8 @@ from mossjax.data.pipeline import Whole
 from mossjax.errors import InputError
 from mossjax.models.tokenizer import asr, quantizer
 from mossjax.models.tokenizer.config import TokenizerConfig
-from mossjax.train import tokenizer_task
-from mossjax.train.tokenizer_task import Inputs, TokenizerTask, objectives
+from mossjax.train import tokenizer
+from mossjax.train.tokenizer import Inputs, TokenizerTask, objectives
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden/tokenizer'
 
@@ -181,7 +181,7 @@ def fresh():
 @pytest.fixture(scope='module')
 def plain_loss():
     """(task without distortion and warm-up, its compiled loss)."""
-    task = from_nothing(inputs=tokenizer_task.plain, warmup=0)
+    task = from_nothing(inputs=tokenizer.plain, warmup=0)
     return task, jax.jit(task.loss)
 
 

@@ -1,4 +1,4 @@
-"""Training task of the flow decoder: codes and 24 kHz mels of the same utterances.
+"""Training the flow decoder: codes and 24 kHz mels of the same utterances.
 
 Alignment: code i covers samples 1920 i .. 1920 (i + 1) of the 24 kHz wave; frames 4 i .. 4 i + 3 of
 its mel lie around the middles of the quarters of that stretch. A recording is zero-padded on the
@@ -12,19 +12,48 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
+from mossjax.convert.codec_flow import STEM
+from mossjax.convert.codec_meta import run_meta
+from mossjax.convert.codec_parts import TORCH, Part
+from mossjax.convert.source import DECODER
+from mossjax.data import speech
+from mossjax.data.codes import CodesStore
 from mossjax.data.pipeline import Batch, Batches
 from mossjax.errors import InputError
 from mossjax.models.flow.config import OFFLINE, Context, FlowConfig
-from mossjax.models.flow.loss import flow_loss
+from mossjax.models.flow.loss import flow_loss, mu_loss
 from mossjax.models.flow.mel import HOP, log_mel
 from mossjax.models.flow.model import FlowDecoder
 from mossjax.models.flow.scale import scale_to
 from mossjax.nn.param import Network, describe
+from mossjax.train import starts
+from mossjax.train.config import choose, options
+from mossjax.train.recordings import SpeechData
+from mossjax.train.starts import Run
+from mossjax.values import COUNT, NOT_NEGATIVE, ranged
 
 # (model, batch, key, context) -> (loss, metrics)
 Loss = Callable[..., tuple[jax.Array, dict]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowLoss:
+    """`loss` of a decoder run.
+
+    Attributes:
+      objective: 'flow', or 'mu' for the encoder's warm start.
+      mu_weight: of mu's distance from the mel beside the flow loss.
+      chunk: codes per block of the attention mask (streaming); 0 sees everything.
+      scaled: start from weights that know the mel's scale (small networks).
+    """
+
+    objective: str = 'flow'
+    mu_weight: float = ranged(NOT_NEGATIVE, 0.0)
+    chunk: int = ranged(COUNT, 0)
+    scaled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +88,12 @@ class FlowTask:
         if self.statistics is None:
             return net
         return _Scaled(net.make, net.graphdef, net.shapes, net.axes, self.statistics)
+
+    @property
+    def model(self) -> dict:
+        """What a checkpoint says of its parameters, so that it can be exported; see `kinds`."""
+        stem = STEM if self.context.chunk is None else f'{STEM}-chunk-{self.context.chunk}'
+        return run_meta(Part(f'{DECODER}/{stem}', TORCH, self.config))
 
     def size(self, step: int) -> int:
         return self.batches.size(step)
@@ -105,24 +140,45 @@ def aligned_mel(audio: jax.Array, codes: int, config: FlowConfig) -> jax.Array:
     return log_mel(audio)
 
 
-def pad_batch(items: list[tuple[np.ndarray, np.ndarray]], codes: int) -> dict:
-    """(codes, mel) pairs -> one batch padded to a common number of codes.
+def run(config: ConfigDict, fresh: bool) -> Run:
+    """A decoder run; `model` has the fields of FlowConfig. See `tasks.make`."""
+    data = options(config.data, SpeechData, 'data')
+    loss = options(config.loss, FlowLoss, 'loss')
+    model = options(config.model, FlowConfig, 'model')
+    if not data.codes:
+        raise InputError('config.data.codes is not set; tokenize the recordings and name the file')
+    clips = data.clips(24_000)
+    batches = speech.DecoderBatches(
+        clips, CodesStore.open(data.codes), undisturbed=data.undisturbed,
+        **data.batching(config.seed),
+    )
+    objectives = {
+        'flow': functools.partial(flow_loss, mu_weight=loss.mu_weight), 'mu': mu_loss
+    }  # fmt: skip
+    task = FlowTask(
+        model,
+        batches,
+        objective=choose(objectives, loss.objective, 'loss.objective'),
+        context=Context(chunk=loss.chunk or None),
+        statistics=mel_statistics(batches, model) if loss.scaled and fresh else None,
+    )
+    return Run(task, config, starts.decoder(config.init_from if fresh else ''))
 
-    Raises:
-      InputError: a mel without four frames per code, or an item longer than the batch.
-    """
-    ratio = 4
-    batch = {
-        'codes': np.zeros((len(items), codes), np.int32),
-        'code_lengths': np.array([len(c) for c, _ in items], np.int32),
-        'mel': np.zeros((len(items), ratio * codes, items[0][1].shape[1]), np.float32),
-    }
-    for row, (ids, mel) in enumerate(items):
-        if len(mel) != ratio * len(ids) or len(ids) > codes:
-            raise InputError(
-                f'item {row}: {len(ids)} codes and {len(mel)} mel frames do not fit a batch of '
-                f'{codes} codes with {ratio} frames each; zero-pad its audio to 1920 samples a code'
-            )
-        batch['codes'][row, : len(ids)] = ids
-        batch['mel'][row, : len(mel)] = mel
-    return batch
+
+def mel_statistics(
+    batches: speech.DecoderBatches, config: FlowConfig, count: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, std) per mel bin over the codes of a few batches."""
+    frames = []
+    for step in range(count):
+        batch = batches.batch(step)
+        mel = np.asarray(aligned_mel(batch['audio'], batch['codes'].shape[1], config))
+        frames += [
+            row[: n * config.ratio] for row, n in zip(mel, batch['code_lengths'], strict=True)
+        ]
+    frames = np.concatenate(frames)
+    return frames.mean(axis=0), frames.std(axis=0)
+
+
+# What may be set in the open sections of a config.
+SECTIONS = {'model': FlowConfig, 'data': SpeechData, 'loss': FlowLoss}
