@@ -63,7 +63,8 @@ def excitation(
     """Sines and noise before they are merged, (b, h, 480 t), h = 1 + overtones.
 
     Args:
-      f0: (b, t) Hz, 0 past the end. noise: (b or 1, h, 480 t) standard normal. reached: of `phases`.
+      f0: (b, t) Hz, 0 past the end. noise: (b or 1, h, 480 t) standard normal.
+      reached: of `phases`.
     """
     cycles = phases(f0, config.harmonics + 1, reached)
     sines = config.sine * jnp.sin(2 * jnp.pi * (cycles - jnp.round(cycles)))
