@@ -74,7 +74,7 @@ def estimator(net, x, valid, mu, speaker, cond, t, *, chunk):
 
 def solver(model, io: dict) -> dict[str, np.ndarray]:
     """Times, and the path before steps 3 and 9."""
-    times, sizes = euler._visits(euler.time_grid())
+    times, sizes = euler.visits(euler.time_grid())
     found = {'t_span': euler.time_grid(), 'solver_t': times}
     velocity = euler.guided(model.velocity(OFFLINE), model.config.guidance)
     mu, cond = (np.swapaxes(io[name], 1, 2) for name in ('mu', 'cond'))

@@ -29,6 +29,25 @@ def bucket(codes: int, longest: int) -> int:
     return min(size, longest)
 
 
+def checked_codes(codes, config: FlowConfig, name: str) -> np.ndarray:
+    """(n,) int32.
+
+    Raises:
+      InputError: no flat list of integers, or codes that the decoder does not have.
+    """
+    ids = np.asarray(codes)
+    ids = ids.astype(np.int32) if ids.size == 0 else ids
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(f'{name}: codes must be a flat list of integers')
+    wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
+    if wrong.size:
+        raise InputError(
+            f'{name}: code {wrong[0]} is outside 0..{config.vocab_size - 1}; were these codes made '
+            'by the tokenizer of this codec?'
+        )
+    return ids.astype(np.int32)
+
+
 class SpeechDecoder:
     """A flow decoder with its weights, a vocoder behind it, and the voice they speak with.
 
@@ -58,7 +77,7 @@ class SpeechDecoder:
         self.vocoder = vocoder or GriffinLim()
         self.voice = voices.nobody(config) if voice is None else voices.check(voice, config)
         self._network = flow_network(config)
-        self._options = {'steps': steps, 'guidance': guidance}
+        self.options = {'steps': steps, 'guidance': guidance}
         self._mel = jax.jit(self._run, static_argnames='context')
 
     @classmethod
@@ -134,21 +153,12 @@ class SpeechDecoder:
         with jax.default_matmul_precision('highest'):  # float32 on every device, as upstream
             mel = model(
                 codes, lengths, jax.numpy.tile(xvector, (b, 1)), jax.numpy.tile(prompt, (b, 1, 1)),
-                noise, context=context, **self._options,
+                noise, context=context, **self.options,
             )  # fmt: skip
         return mel[:, prompt.shape[0] :]
 
     def _checked(self, codes, i: int, context: Context, voice: Voice) -> np.ndarray:
-        ids = np.asarray(codes)
-        ids = ids.astype(np.int32) if ids.size == 0 else ids
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise InputError(f'utterance {i}: codes must be a flat list of integers')
-        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
-        if wrong.size:
-            raise InputError(
-                f'utterance {i}: code {wrong[0]} is outside 0..{self.config.vocab_size - 1}; '
-                'were these codes made by the tokenizer of this codec?'
-            )
+        ids = checked_codes(codes, self.config, f'utterance {i}')
         if len(ids) < context.held:
             raise InputError(
                 f'utterance {i}: {len(ids)} codes, but {context.held} are held back as look-ahead'
@@ -160,7 +170,7 @@ class SpeechDecoder:
                 f'utterance {i}: {len(ids)} codes; the decoder takes {longest} (300 s){spent}. '
                 'Split it.'
             )
-        return ids.astype(np.int32)
+        return ids
 
     def _batched(self, rows: list[np.ndarray], run, most: int) -> list[np.ndarray]:
         """Runs batches of rows of similar length and puts the results back in order.

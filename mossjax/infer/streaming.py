@@ -112,16 +112,13 @@ class Sessions:
         return None
 
     def _step(self, rung: Rung, together: list[int], ending) -> dict[int, np.ndarray]:
-        like = self._waiting[0]
-        values = np.zeros((len(self.names), rung.places, *like.shape[1:]), like.dtype)
-        count = np.zeros(len(self.names), np.int32)
-        last = np.zeros(len(self.names), bool)
+        piece = self._empty(rung.places)
         for i in together:
             part, self._waiting[i] = np.split(self._waiting[i], [rung.places])
-            values[i, : len(part)], count[i] = part, len(part)
-            last[i] = self._over[i] = i in ending and not len(self._waiting[i])
+            piece.values[i, : len(part)], piece.count[i] = part, len(part)
+            piece.last[i] = self._over[i] = i in ending and not len(self._waiting[i])
             self._steps[i] += 1
-        self.state, out = rung.step(self.state, Piece(values, count, last))
+        self.state, out = rung.step(self.state, piece)
         made, counts = np.asarray(out.values), np.asarray(out.count)
         return {i: made[i, : counts[i]] for i in together}
 
@@ -129,13 +126,15 @@ class Sessions:
     def _nothing(self) -> np.ndarray:
         """An output of no places."""
         places, step = self._rungs[0]
-        b, like = len(self.names), self._waiting[0]
-        piece = Piece(
-            jax.ShapeDtypeStruct((b, places, *like.shape[1:]), like.dtype),
-            jax.ShapeDtypeStruct((b,), np.int32), jax.ShapeDtypeStruct((b,), bool),
-        )  # fmt: skip
-        out = jax.eval_shape(step, self.state, piece)[1].values
+        piece = self._empty(places)
+        out = jax.eval_shape(lambda state: step(state, piece)[1].values, self.state)
         return np.zeros((0, *out.shape[2:]), out.dtype)
+
+    def _empty(self, places: int) -> Piece:
+        """A piece in which all sessions wait."""
+        b, like = len(self.names), self._waiting[0]
+        values = np.zeros((b, places, *like.shape[1:]), like.dtype)
+        return Piece(values, np.zeros(b, np.int32), np.zeros(b, bool))
 
 
 class Pipeline:

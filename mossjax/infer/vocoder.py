@@ -1,5 +1,7 @@
 """Mel -> waveform with what a codec directory has: HiFT, or Griffin-Lim where it has no vocoder."""
 
+from collections.abc import Sequence
+import functools
 from pathlib import Path
 from typing import Protocol
 
@@ -9,10 +11,12 @@ import numpy as np
 
 from mossjax.convert.codec_vocoder import has_vocoder, hift_network, open_hift
 from mossjax.errors import InputError
+from mossjax.infer.streaming import Rung, Sessions
 from mossjax.models.flow import mel as features
 from mossjax.models.vocoder.griffin_lim import griffin_lim
 from mossjax.models.vocoder.hift import source
 from mossjax.models.vocoder.hift.config import HiftConfig
+from mossjax.models.vocoder.hift.stream import BLOCKS, Fade, HiftStream, raised_cosine
 
 
 class Vocoder(Protocol):
@@ -64,9 +68,35 @@ class HiftVocoder:
         self._key = jax.random.key(seed)
         self._network = hift_network(config)
         self._run = jax.jit(self._wave)
+        self._step = jax.jit(self._stream_step, static_argnums=(0, 1), donate_argnums=3)
 
     def __call__(self, mel: np.ndarray, lengths: np.ndarray) -> jax.Array:
         return self._run(self.params, mel, lengths, self._key)
+
+    def sessions(
+        self, count: int = 1, *, blocks: Sequence[int] = BLOCKS, fade: Fade = raised_cosine,
+        names: Sequence[str] | None = None,
+    ) -> Sessions:  # fmt: skip
+        """Sessions that take mel frames (any, 80) and give 480 samples of each, 160 ms behind.
+
+        Args:
+          blocks: frames of a session's first step, of its second, ... and of all others.
+          fade: from a step to the next, see `models.vocoder.hift.stream`.
+          names: see `Sessions`.
+        """
+        state = self._stream(blocks[0], fade, self.params).start(count, self._key)
+        ladder = [
+            Rung(block, functools.partial(self._step, block, fade, self.params))
+            for block in blocks
+        ]
+        return Sessions(ladder, state, shape=(self.config.mels,), names=names)
+
+    def _stream(self, block: int, fade: Fade, params) -> HiftStream:
+        return HiftStream(self._network.bind(params), block, fade=fade)
+
+    def _stream_step(self, block, fade, params, state, piece):
+        with jax.default_matmul_precision('highest'):
+            return self._stream(block, fade, params).step(state, piece)
 
     def _wave(self, params, mel, lengths, key):
         noise = source.noise(self.config, key, mel.shape[1])

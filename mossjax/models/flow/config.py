@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+
 from mossjax import values
 from mossjax.errors import InputError
 
@@ -24,6 +27,25 @@ class Context:
 
 
 OFFLINE = Context()
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How far back a stream sees; all in codes.
+
+    Attributes:
+      chunk: codes per block of the mask: codes of a block see each other.
+      past: a block sees this many codes before it,
+      voice: and up to this many of a voice's prompt, which are kept for good.
+    """
+
+    chunk: int = 5
+    past: int = 25
+    voice: int = 0
+
+    def held(self, codes: jax.Array, voice: jax.Array) -> jax.Array:
+        """How many codes are kept after `codes`, of which the first `voice` are the voice's."""
+        return jnp.minimum(codes, voice) + jnp.clip(codes - voice, 0, self.past)
 
 
 @dataclasses.dataclass(frozen=True)

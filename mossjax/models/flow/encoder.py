@@ -19,26 +19,27 @@ from mossjax.ops import attention as attention_ops
 from mossjax.ops.attention import Mask
 
 
-def relative_positions(t: int, d: int) -> np.ndarray:
-    """(2t - 1, d) float32 sinusoids of the distance query - key, from t - 1 down to -(t - 1).
+def relative_positions(t: int, d: int, past: int = 0) -> np.ndarray:
+    """(past + 2t - 1, d) float32 sinusoids of the distance query - key, falling to -(t - 1).
 
-    Sine in even channels, cosine in odd ones, wavelengths from 2 pi to 20000 pi.
+    The distances of t queries to `past` keys before them and to themselves. Sine in even channels,
+    cosine in odd ones, wavelengths from 2 pi to 20000 pi.
     """
-    distance = np.arange(t - 1, -t, -1, dtype=np.float64)[:, None]
+    distance = np.arange(past + t - 1, -t, -1, dtype=np.float64)[:, None]
     angle = distance * np.exp(np.arange(0, d, 2) * (-math.log(10000.0) / d))
-    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(2 * t - 1, d).astype('float32')
+    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(-1, d).astype('float32')
 
 
 def by_distance(scores: jax.Array) -> jax.Array:
-    """(b, n, t, 2t - 1) scores by distance, t - 1 first -> (b, n, t, t) by key.
+    """(b, n, t, past + 2t - 1) scores by distance, the largest first -> (b, n, t, past + t) by key.
 
-    Entry (i, j) is the score of distance i - j, which stands in column t - 1 - i + j: every row is
-    read one place further left than the row above. Padding one column and cutting the flat array
-    at another width does that without a gather.
+    Query i and key j, counted from the first past one, are i + past - j apart, which stands in
+    column t - 1 - i + j: every row is read one place further left than the row above. Padding one
+    column and cutting the flat array at another width does that without a gather.
     """
     b, n, t, r = scores.shape
     flat = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (0, 1))).reshape(b, n, t * (r + 1))
-    return flat[:, :, t - 1 : t - 1 + t * r].reshape(b, n, t, r)[..., :t]
+    return flat[:, :, t - 1 : t - 1 + t * r].reshape(b, n, t, r)[..., : r + 1 - t]
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -83,19 +84,31 @@ class RelativeAttention(MultiHeadAttention):
         self.position_bias = param(rngs, (n, h), ('heads', 'head_dim'), zeros)
 
     def __call__(self, x: jax.Array, mask: Mask) -> jax.Array:
-        q = self.heads(x, 'q')
+        return self.extend(x, mask)[0]
+
+    def extend(self, x: jax.Array, mask: Mask, past=None) -> tuple[jax.Array, tuple]:
+        """Attends to `past` keys and values, each (b, s, n, h), and then to x itself.
+
+        Returns:
+          (output, keys and values of x).
+        """
+        q, own = self.heads(x, 'q'), (self.heads(x, 'k'), self.heads(x, 'v'))
+        k, v = own
+        if past is not None:
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(past, own, strict=True))
         d, _, h = self.position.shape
-        table = jnp.asarray(relative_positions(x.shape[1], d), x.dtype)
+        table = relative_positions(x.shape[1], d, k.shape[1] - x.shape[1])
+        table = jnp.asarray(table, x.dtype)
         p = jnp.einsum('rd,dnh->rnh', table, self.position[...].astype(x.dtype))
         distance = jnp.einsum(
             'btnh,rnh->bntr', q + self.position_bias[...].astype(x.dtype), p,
             preferred_element_type=jnp.float32,
         )  # fmt: skip
         y = self.attend(
-            q + self.content_bias[...].astype(x.dtype), self.heads(x, 'k'), self.heads(x, 'v'),
-            mask, bias=by_distance(distance) * h**-0.5,
+            q + self.content_bias[...].astype(x.dtype), k, v, mask,
+            bias=by_distance(distance) * h**-0.5,
         )  # fmt: skip
-        return self.merge(y)
+        return self.merge(y), own
 
 
 class ConformerBlock(nnx.Module):
@@ -115,6 +128,12 @@ class ConformerBlock(nnx.Module):
         x = x + drop(self.attention(self.attention_norm(x), mask), self.rate, keys[0])
         hidden = drop(jax.nn.silu(self.ff_in(self.ff_norm(x))), self.rate, keys[1])
         return x + drop(self.ff_out(hidden), self.rate, keys[2])
+
+    def extend(self, x: jax.Array, mask: Mask, past: tuple) -> tuple[jax.Array, tuple]:
+        """Without dropout, after the keys and values of `past`; see `RelativeAttention.extend`."""
+        y, own = self.attention.extend(self.attention_norm(x), mask, past)
+        x = x + y
+        return x + self.ff_out(jax.nn.silu(self.ff_in(self.ff_norm(x)))), own
 
 
 class Encoder(nnx.Module):

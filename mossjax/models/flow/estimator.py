@@ -69,7 +69,10 @@ class TransformerBlock(nnx.Module):
         self.ff_out = Linear(4 * c, c, axes=('mlp', 'embed'), rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: Mask) -> jax.Array:
-        x = x + self.attention(self.attention_norm(x), mask)
+        return self.forward(x + self.attention(self.attention_norm(x), mask))
+
+    def forward(self, x: jax.Array) -> jax.Array:
+        """The feed-forward half."""
         return x + self.ff_out(jax.nn.gelu(self.ff_in(self.ff_norm(x)), approximate=False))
 
 

@@ -56,7 +56,7 @@ def time_grid(steps: int = STEPS) -> np.ndarray:
     return np.float32(1) - np.cos(quarter)
 
 
-def _visits(grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def visits(grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Times and step sizes as the summed time visits them, in float32.
 
     Upstream adds step to step and aims each step at the next grid point, so the time it passes to
@@ -81,19 +81,29 @@ def guided(velocity: Callable, guidance: float | jax.Array) -> Callable:
     if isinstance(guidance, (int, float)) and guidance == 0:
         return velocity
 
-    def both(x, valid, mu, t, speaker, cond):
-        def blank(y):
-            return jnp.concatenate([y, jnp.zeros_like(y)])
-
-        def twice(y):
-            return jnp.concatenate([y, y])
-
-        # The unconditional half has a zero speaker, not the projection's bias.
-        out = velocity(twice(x), twice(valid), blank(mu), twice(t), blank(speaker), blank(cond))
-        with_conditions, without = jnp.split(out, 2)
-        return (1 + guidance) * with_conditions - guidance * without
+    def both(*given):
+        return steered(velocity(*both_sides(*given)), guidance)
 
     return both
+
+
+def both_sides(x, valid, mu, t, speaker, cond) -> tuple:
+    """The estimator's arguments for twice the rows: with conditions, then without any."""
+
+    def blank(y):
+        return jnp.concatenate([y, jnp.zeros_like(y)])
+
+    def twice(y):
+        return jnp.concatenate([y, y])
+
+    # The unconditional half has a zero speaker, not the projection's bias.
+    return twice(x), twice(valid), blank(mu), twice(t), blank(speaker), blank(cond)
+
+
+def steered(velocities: jax.Array, guidance: float | jax.Array) -> jax.Array:
+    """The velocity that the two halves of a batch of `both_sides` make together."""
+    with_conditions, without = jnp.split(velocities, 2)
+    return (1 + guidance) * with_conditions - guidance * without
 
 
 def integrate(
@@ -114,6 +124,6 @@ def integrate(
         v = velocity(x, valid, mu, jnp.full(x.shape[:1], t), speaker, cond)
         return x + size.astype(x.dtype) * v, None
 
-    times, sizes = _visits(time_grid(steps))
+    times, sizes = visits(time_grid(steps))
     x, _ = jax.lax.scan(step, x, (jnp.asarray(times), jnp.asarray(sizes)))
     return x

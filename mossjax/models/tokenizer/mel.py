@@ -28,7 +28,7 @@ def log_power(spectrum: jax.Array, mels: int) -> jax.Array:
 
 
 def normalised(log: jax.Array, peak: jax.Array) -> jax.Array:
-    """(..., t, m) `log_power` and the loudest value (...) of the whole -> what the network reads."""
+    """(..., t, m) `log_power` and its loudest value (...) -> what the network reads."""
     return (jnp.maximum(log, peak[..., None, None] - 8.0) + 4.0) / 4.0
 
 

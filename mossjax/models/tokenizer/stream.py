@@ -174,7 +174,7 @@ def _before(kept, own, codes) -> tuple[jax.Array, jax.Array]:
     """What stands before each code, and what is to be kept of it all.
 
     Args:
-      kept: (b, r, ...) the last places of the step before. own: (b, n, s, ...) of each code, r <= s.
+      kept: (b, r, ...) the last places before. own: (b, n, s, ...) of each code, r <= s.
 
     Returns:
       (b, n, r, ...) and, behind the last code that exists, (b, r, ...).

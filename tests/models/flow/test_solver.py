@@ -31,7 +31,7 @@ def test_times(estimator_io):
     np.testing.assert_allclose(solver.time_grid(), estimator_io['t_span'], rtol=0, atol=1e-7)
     quarter = 1 - np.cos(np.arange(11) * np.pi / 20)
     np.testing.assert_allclose(solver.time_grid(), quarter, rtol=0, atol=2e-7)
-    times, sizes = solver._visits(solver.time_grid())
+    times, sizes = solver.visits(solver.time_grid())
     np.testing.assert_allclose(times, estimator_io['solver_t'], rtol=0, atol=1e-7)
     assert sizes.sum() == pytest.approx(1, abs=1e-6)
 

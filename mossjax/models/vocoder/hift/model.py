@@ -37,9 +37,19 @@ class Hift(nnx.Module):
         valid = _exists(mel.shape[1], lengths)
         return self.f0(jnp.where(valid, mel, 0), valid)
 
-    def source(self, f0: jax.Array, noise: jax.Array) -> jax.Array:
-        """(b, t) f0 in Hz, (b or 1, h, 480 t) standard normal -> (b, 480 t) in (-1, 1)."""
-        parts = source.excitation(self.config, f0, noise)
+    def source(
+        self, f0: jax.Array, noise: jax.Array, reached: jax.Array | int = 0
+    ) -> jax.Array:
+        """The excitation, merged.
+
+        Args:
+          f0: (b, t) Hz. noise: (b or 1, h, 480 t) standard normal.
+          reached: (b,) phases that earlier frames have reached, see `source.phases`.
+
+        Returns:
+          (b, 480 t) in (-1, 1).
+        """
+        parts = source.excitation(self.config, f0, noise, reached)
         weight, bias = self.merge.kernel[...], self.merge.bias[...]
         return jnp.tanh(jnp.einsum('bhw,ho->bw', parts, weight) + bias)
 

@@ -29,15 +29,23 @@ def turns(f0: jax.Array) -> jax.Array:
     return (fine // down) * up + (fine % down) * up // down
 
 
-def phases(f0: jax.Array, harmonics: int) -> jax.Array:
-    """(b, t) f0 in Hz, 0 past the end -> (b, h, 480 t) cycles; only their fraction has a meaning.
+def phases(f0: jax.Array, harmonics: int, reached: jax.Array | int = 0) -> jax.Array:
+    """Where the sines stand. Only the fraction has a meaning.
 
     Phases are linear between the middles of frames. The first and the last half frame have none to
     go to or come from: there the phase stands still.
+
+    Args:
+      f0: (b, t) Hz, 0 past the end.
+      reached: (b,) int32 sum of the `turns` of all frames before these.
+
+    Returns:
+      (b, h, 480 t) cycles.
     """
     b, t = f0.shape
     order = jnp.arange(1, harmonics + 1)[:, None]
-    middle = jnp.cumsum(turns(f0), axis=1, dtype=jnp.int32)[:, None] * order  # wraps
+    middle = jnp.cumsum(turns(f0), axis=1, dtype=jnp.int32) + jnp.reshape(reached, (-1, 1))
+    middle = middle[:, None] * order  # wraps, as the sums do
     middle = middle.astype(jnp.float32) * 2.0**-32
     rate = f0[:, None] * (order / RATE)  # cycles a sample
     rate = rate - jnp.floor(rate)
@@ -49,13 +57,16 @@ def phases(f0: jax.Array, harmonics: int) -> jax.Array:
     return cycles.reshape(b, harmonics, HOP * (t + 1))[..., HOP // 2 : -HOP // 2]
 
 
-def excitation(config: HiftConfig, f0: jax.Array, noise: jax.Array) -> jax.Array:
+def excitation(
+    config: HiftConfig, f0: jax.Array, noise: jax.Array, reached: jax.Array | int = 0
+) -> jax.Array:
     """Sines and noise before they are merged, (b, h, 480 t), h = 1 + overtones.
 
     Args:
       f0: (b, t) Hz, 0 past the end. noise: (b or 1, h, 480 t) standard normal.
+      reached: of `phases`.
     """
-    cycles = phases(f0, config.harmonics + 1)
+    cycles = phases(f0, config.harmonics + 1, reached)
     sines = config.sine * jnp.sin(2 * jnp.pi * (cycles - jnp.round(cycles)))
     voiced = jnp.repeat(f0 > config.voiced, HOP, axis=1)[:, None]
     return jnp.where(voiced, sines, 0) + noise * jnp.where(
