@@ -23,7 +23,6 @@ from unittest import mock
 from absl import app, flags
 import jax
 import numpy as np
-import soundfile
 
 from experiments.proofs import decoder_stages as stages
 from experiments.proofs import record
@@ -227,6 +226,8 @@ def features(directory: Path) -> Iterator[Check]:
 
 def commands(directory: Path) -> Iterator[Check]:
     """The recorded offline decode by `mossjax vocode`, the recorded vector by `mossjax voice`."""
+    import soundfile
+
     io, whole, heard = (
         load(directory, name) for name in ('flow_io', 'e2e_offline', 'frontend_io')
     )

@@ -68,6 +68,6 @@ def main(args: list[str]) -> None:
             bar.update()
     kept = f', {len(job.kept)} were there' if job.kept else ''
     clipped = sum(spoken.clipped > 0 for spoken in found)
-    warning = f'; {clipped} are clipped, so they distort where they are loudest' if clipped else ''
+    warning = f'; {clipped} clipped, which distorts where it is loudest' if clipped else ''
     seconds = sum(spoken.seconds for spoken in found)
-    print(f'{_OUT.value}: {len(found)} recordings, {seconds:.1f} s{kept}{warning}')
+    print(f'{_OUT.value}: {len(found)} made, {seconds:.1f} s{kept}{warning}')

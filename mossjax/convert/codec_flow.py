@@ -1,5 +1,6 @@
 """The flow decoder's half of a codec directory: `flow/config.yaml` and `flow/flow.*`."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mossjax.nn.param import Network, describe
 STEM = 'flow'
 
 
+@functools.cache  # describing takes a second
 def flow_network(config: FlowConfig, **modules) -> Network:
     """The network of a configuration; `modules` are FlowDecoder's keyword arguments."""
     return describe(lambda rngs: FlowDecoder(config, rngs=rngs, **modules))

@@ -1,5 +1,6 @@
 """The speaker encoder of a codec directory: `flow/campplus.onnx` or `flow/campplus.safetensors`."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ EMBED = 'xvector.dense.linear.weight'
 TELLING = ('head.conv1.weight', 'xvector.tdnn.linear.weight', EMBED)
 
 
+@functools.cache  # describing takes a second
 def campp_network(config: CamppConfig, **options) -> Network:
     """The network of a configuration; `options` are `Campp`'s keyword arguments."""
     return describe(lambda rngs: Campp(config, rngs=rngs, **options))

@@ -1,6 +1,7 @@
 """The vocoder's half of a codec directory: `flow/hift.*`, and its entry in `flow/config.yaml`."""
 
 from collections.abc import Mapping
+import functools
 from pathlib import Path
 
 import jax
@@ -27,6 +28,7 @@ STEM, SUFFIXES = 'hift', ('.safetensors', '.pt')
 TELLING = ('conv_pre.bias', 'conv_post.bias', 'm_source.l_linear.weight')
 
 
+@functools.cache  # describing takes a second
 def hift_network(config: HiftConfig) -> Network:
     """The network that runs: plain kernels."""
     return describe(lambda rngs: Hift(config, rngs=rngs))

@@ -81,7 +81,7 @@ def hugging_face(
       tensors: shapes and dtypes of what is to be written. graph: of the speaker encoder's part.
 
     Raises:
-      InputError: the disk has no room for them, or the graph is another one.
+      InputError: the disk has no room for them.
     """
     shapes = dict(tensors.shapes)
     sinks, files = [], []
@@ -99,6 +99,20 @@ def hugging_face(
     return Together(tuple(sinks)), tuple(files)
 
 
+def check_graph(kind: Kind, tensors: Tensors, graph: Path) -> None:
+    """Refuses a graph that does not take the tensors of its part, before anything is written.
+
+    Raises:
+      InputError: see `campp_onnx.fitting`.
+    """
+    for part in kind.parts:
+        if part.suffix == ONNX:
+            campp_onnx.fitting(graph, {
+                name.removeprefix(part.front): shape for name, shape in tensors.shapes.items()
+                if name.startswith(part.front)
+            })
+
+
 def _file(part: Part, shapes, dtypes, directory: Path, graph: Path) -> ShardWriter | Rewritten:
     path = directory / part.file
     folder = path.parent if part.suffix == SAFETENSORS else directory / SCRATCH
@@ -111,7 +125,6 @@ def _file(part: Part, shapes, dtypes, directory: Path, graph: Path) -> ShardWrit
     if part.suffix == TORCH:
         return Rewritten(writer, path, _save_torch, TorchReader)
     if part.suffix == ONNX:
-        campp_onnx.fitting(graph, shapes)  # seen before the work
         save = functools.partial(_save_onnx, graph)
         return Rewritten(writer, path, save, campp_onnx.OnnxTensors)
     return writer

@@ -82,6 +82,9 @@ def convert(
         raise InputError(f'{target}: already exists and is not empty. Remove it or name another.')
     tensors = _in_dtype(source, options.dtype) if options.dtype else source.tensors
     partial = target.with_name(f'.{target.name}.converting')
+    graph = source.path / codec_parts.GRAPH
+    if source.becomes == HUGGING_FACE:
+        sinks.check_graph(source.kind, tensors, graph)
     identity = _identity(source, tensors, options)
     done = Journal.resume(partial, identity)
     if done and not _usable(source, partial):
@@ -90,7 +93,7 @@ def convert(
     _check_room(target, source, tensors, partial)
     partial.mkdir(parents=True, exist_ok=True)
     with room_for(target):
-        sink, files = _sink(source, tensors, partial, options)
+        sink, files = _sink(source, tensors, partial, options, graph)
         with Journal(partial, identity) as journal:
             entries = _run(tensors, sink, done, journal, options.certify, progress)
         differing = sorted(name for name, entry in entries.items() if not entry.pop('equal', True))
@@ -188,13 +191,12 @@ def _run(tensors, sink, done, journal, certify, progress) -> dict[str, dict]:
 
 
 def _sink(
-    source: Source, tensors: Tensors, partial: Path, options: Options
+    source: Source, tensors: Tensors, partial: Path, options: Options, graph: Path
 ) -> tuple[Tensors, sinks.Files]:
     """(where tensors are written: the other form than the source's, made or taken up again; files
     to finish once all are there)."""
     kind, (shapes, dtypes) = source.kind, (tensors.shapes, tensors.dtypes)
     if source.becomes == HUGGING_FACE:
-        graph = source.path / codec_parts.GRAPH
         return sinks.hugging_face(kind, tensors, partial, options.shard_bytes, graph)
     if not (partial / '0').is_dir():
         flat = rules.flatten(kind.network.shapes)

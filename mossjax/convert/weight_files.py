@@ -94,7 +94,8 @@ def open_stem(directory: Path, stem: str) -> tuple[Path, WeightFiles]:
     if path is None:
         raise InputError(
             f'{directory}: neither {stem}.safetensors nor {stem}.pt; '
-            'pass the codec directory that holds the decoder (with the folder flow/ in it)'
+            'pass the codec directory that holds the decoder (with the folder flow/ in it; of its '
+            'Orbax form mossjax convert makes one)'
         )
     return path, open_tensors(path)
 

@@ -115,7 +115,7 @@ def read_lines(path: str | os.PathLike, config: FlowConfig) -> list[Line]:
         raise InputError(f'{shown} has no lines; write one {{"codes": [...]}} a line')
     good, refused = sift(lambda line: _parsed(*line, shown, config), given)
     if refused:
-        raise refusal(refused, len(given), 'lines cannot be spoken, so none was')
+        raise _refusal(refused, len(given), 'lines cannot be spoken')
     lines, taken = [], set()
     for (number, _), (name, codes) in good:
         name = name or f'line-{number}'
@@ -160,14 +160,14 @@ def check_lengths(lines: Sequence[Line], config: FlowConfig, prompt: int, path: 
       InputError: naming all of them.
     """
     most = solver.MAX_FRAMES // config.ratio - prompt
-    spent = f' and a prompt of {prompt}' if prompt else ''
+    shown, spent = paths.printable(path), f' and a prompt of {prompt}' if prompt else ''
     long = [
-        f'{path}, line {line.number}: {len(line.codes)} codes; the decoder takes {most} in one '
+        f'{shown}, line {line.number}: {len(line.codes)} codes; the decoder takes {most} in one '
         f'piece (300 s{spent}). Write them as several lines'
         for line in lines if len(line.codes) > most
     ]
     if long:
-        raise refusal(long, len(lines), 'lines are too long, so none was spoken')
+        raise _refusal(long, len(lines), 'lines are too long')
 
 
 def check_folder(lines: Sequence[Line], folder: str | os.PathLike) -> None:
@@ -182,7 +182,11 @@ def check_folder(lines: Sequence[Line], folder: str | os.PathLike) -> None:
         for file in files if os.path.lexists(file) and not audio.read_comment(file).startswith(MARK)
     ]
     if others:
-        raise refusal(others, len(files), 'files are in the way')
+        raise _refusal(others, len(files), 'files are in the way')
+
+
+def _refusal(found: Sequence[str], total: int, what: str) -> InputError:
+    return InputError(found[0]) if len(found) == 1 else refusal(found, total, what)
 
 
 def made_with(codec_dir: str | os.PathLike, decoder: SpeechDecoder, seed: int) -> bytes:

@@ -52,7 +52,7 @@ def test_recorded_codes_become_the_sound_of_the_recorded_mel(
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f'{tmp_path}/out/q.wav: 1.92 s, -')
     assert said[1].startswith(f'{tmp_path}/out/line-2.wav: 0.72 s, -')
-    assert said[2].startswith(f'{tmp_path}/out: 2 recordings, 2.6 s')
+    assert said[2].startswith(f'{tmp_path}/out: 2 made, 2.6 s')
     found, rate = soundfile.read(tmp_path / 'out' / 'q.wav', dtype='float32')
     assert rate == 24000 and found.shape == (1920 * 24,)
     config, params = open_hift(codec)
@@ -68,11 +68,11 @@ def test_recorded_codes_become_the_sound_of_the_recorded_mel(
     assert np.corrcoef(found, expected)[0, 1] > 0.999
     clipped = int(re.search(r', (\d+) samples clipped', said[0])[1])
     assert abs(clipped - (np.abs(expected) >= config.limit).sum()) <= 5 < clipped
-    assert '2 are clipped' in said[2]
+    assert '; 2 clipped' in said[2]
     # The same command has nothing left to do.
     before = [p.stat().st_mtime_ns for p in sorted((tmp_path / 'out').iterdir())]
     assert run(*args, '--voice', ann) == 0
-    assert capsys.readouterr().out == f'{tmp_path}/out: 0 recordings, 0.0 s, 2 were there\n'
+    assert capsys.readouterr().out == f'{tmp_path}/out: 0 made, 0.0 s, 2 were there\n'
     assert [p.stat().st_mtime_ns for p in sorted((tmp_path / 'out').iterdir())] == before
 
 

@@ -154,7 +154,7 @@ def test_what_cannot_be_taken_up_starts_the_conversion_over(how, orbax, tmp_path
     if how == 'a folder':
         (partial / 'progress.jsonl').mkdir()
     else:
-        identity = transfer._identity(source, transfer.Options())
+        identity = transfer._identity(source, source.tensors, transfer.Options())
         (partial / 'progress.jsonl').write_bytes(json.dumps(identity).encode() + b'\n' + line())
     convert(source, tmp_path / 'again')
     assert verify(tmp_path / 'again', tmp_path / 'hf') == [] and not partial.exists()

@@ -33,7 +33,7 @@ from mossjax.models.lm.matrices import matrix
 from mossjax.models.lm.model import network
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.nn.lora import Lora, adapt
-from tests.fuzz import audio_seeds, data_seeds
+from tests.fuzz import audio_seeds, data_seeds, voice_seeds
 from tests.fuzz.seed import (
     NANO,
     Seed,
@@ -333,4 +333,5 @@ SEEDS = (
     Seed('verify, certificate', 'certificate.json', 'json', put(_converted), _verify, weight=1),
     *data_seeds.SEEDS,
     *audio_seeds.SEEDS,
+    *voice_seeds.SEEDS,
 )  # fmt: skip
