@@ -105,16 +105,20 @@ def read(path) -> list[dict]:
     return lines
 
 
-def summarise(steps: list[dict], seconds: float) -> dict[str, float]:
-    """Means over the steps of an interval; amounts of data as rates.
+def summarise(steps: list[dict], seconds: dict[str, float]) -> dict[str, float]:
+    """Means over the steps of an interval that were not skipped; amounts of data as rates.
 
     Args:
       steps: metrics of each step, host scalars.
-      seconds: that the interval took.
+      seconds: of the interval, by bucket (`clock`). Rates leave out those of `start` and `compile`,
+        which come once.
     """
-    names = [n for n in steps[0] if n != 'finite']
-    values = {name: float(np.mean([s[name] for s in steps], dtype=np.float64)) for name in names}
+    counted = [s for s in steps if s['finite']]
+    names = [n for n in steps[0] if n != 'finite'] if counted else []
+    values = {name: float(np.mean([s[name] for s in counted], dtype=np.float64)) for name in names}
+    working = sum(seconds.values()) - seconds['start'] - seconds['compile']
     for name in AMOUNTS:
         if name in values:
-            values[f'{name}_per_second'] = values.pop(name) * len(steps) / seconds
-    return values | {'seconds_per_step': seconds / len(steps)}
+            values[f'{name}_per_second'] = values.pop(name) * len(counted) / working
+    values['seconds_per_step'] = working / len(steps)
+    return values | {f'seconds_{name}': spent for name, spent in seconds.items() if spent}
