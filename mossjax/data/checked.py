@@ -44,7 +44,7 @@ class CheckedRows:
 
     def __getitem__(self, index: int) -> Row:
         if index in self._skipped:
-            return self._blank
+            return self.blank
         row, fault = self._read(index)
         if fault is None:
             return row
@@ -55,7 +55,7 @@ class CheckedRows:
                 "config.data.corrupt='skip'"
             )
         logging.warning('%s: skipped', said)
-        return self._blank
+        return self.blank
 
     def _read(self, index: int) -> tuple[Row | None, str | None]:
         try:
@@ -70,7 +70,8 @@ class CheckedRows:
         return frozenset(self.skip)
 
     @functools.cached_property
-    def _blank(self) -> Row:
+    def blank(self) -> Row:
+        """A row of padding, as long as the others."""
         readable = (row for row, _ in map(self._read, range(len(self))) if row is not None)
         like = next((row for row in readable if FIELDS.keys() <= row.keys()), None)
         if like is None:

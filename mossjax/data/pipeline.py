@@ -128,6 +128,48 @@ class RowBatches:
         return prefetch(self.batch, start_step, **prefetching)
 
 
+class FixedRows:
+    """The first rows of data sets in order, filled up with blank ones: for evaluation.
+
+    Args:
+      batch_size: rows of a batch. most: rows of each data set.
+
+    Attributes:
+      steps: batches in all.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], batch_size: int, most: int):
+        self._batch_size = batch_size
+        self._sources = {name: CheckedRows(name, source) for name, source in sources.items()}
+        self._places = [
+            (name, i) for name, source in self._sources.items()
+            for i in range(min(most, len(source)))
+        ]  # fmt: skip
+        self.steps = -(-len(self._places) // batch_size)
+
+    def size(self, step: int) -> int:
+        """See `Batches`."""
+        del step
+        return self._batch_size
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """See `Batches`; of steps below `steps`."""
+        chosen = range(self._batch_size) if rows is None else rows
+        found = [self._row(step * self._batch_size + int(row)) for row in chosen]
+        return {key: np.stack([row[key] for row in found]) for key in FIELDS}
+
+    def names(self, step: int) -> list[str]:
+        """See `Batches`; blank rows have none."""
+        first = step * self._batch_size
+        return [f'{name}[{i}]' for name, i in self._places[first : first + self._batch_size]]
+
+    def _row(self, at: int) -> Row:
+        if at < len(self._places):
+            name, i = self._places[at]
+            return self._sources[name][i]
+        return next(iter(self._sources.values())).blank
+
+
 class Whole:
     """Batches that a function of the step makes whole, rows drawn at random, say."""
 

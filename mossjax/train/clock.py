@@ -17,7 +17,8 @@ class Clock:
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
         self._now, self._bucket = now, BUCKETS[0]
-        self._since, self._spent = now(), dict.fromkeys(BUCKETS, 0.0)
+        self._since = now()
+        self._spent, self._before = (dict.fromkeys(BUCKETS, 0.0) for _ in range(2))
 
     def switch(self, bucket: str) -> str:
         """What happens from now on belongs to this bucket; returns the one before."""
@@ -30,4 +31,10 @@ class Clock:
         """Seconds in each bucket since the last call."""
         self.switch(self._bucket)
         taken, self._spent = self._spent, dict.fromkeys(BUCKETS, 0.0)
+        self._before = {bucket: self._before[bucket] + taken[bucket] for bucket in BUCKETS}
         return taken
+
+    def total(self) -> dict[str, float]:
+        """Seconds in each bucket since the start."""
+        self.take()
+        return dict(self._before)

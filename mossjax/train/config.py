@@ -39,7 +39,9 @@ OPEN = ('model', 'data', 'loss')
 FREE = (
     'steps', 'log_every', 'save_every', 'keep', 'milestone_every', 'init_from', 'max_skips',
     'max_skip_share', 'accumulate', 'stall_after', 'compilation_cache', 'rules', 'mesh',
-    'model.attention', 'model.remat', 'loss.chunk', 'data.skip_rows', 'data.corrupt', 'data.keep',
+    'held_out_every', 'profile_from', 'profile_steps', 'peak_flops', 'model.attention',
+    'model.remat', 'loss.chunk', 'data.held_out', 'data.held_out_rows', 'data.skip_rows',
+    'data.corrupt', 'data.keep',
 )  # fmt: skip
 
 
@@ -62,6 +64,10 @@ class RunConfig:
         on, that ends it too.
       stall_after: seconds without a finished step after which the process prints where its
         threads are and ends, to be started again; longer than a compilation takes; 0 for never.
+      held_out_every: steps between evaluations on rows that are held out, 0 for none.
+      profile_from, profile_steps: the first step, and how many, that are recorded for XProf.
+      peak_flops: operations a second of one chip, for the utilisation that is logged; 0 for what
+        is known of the chip.
       compilation_cache: folder, local or gs://, in which compiled programs are kept, '' for none.
       rules: a name in `parallel.rules.PRESETS`. mesh: `parallel.mesh.MeshConfig`.
       optim: `train.optim.OptimConfig`.
@@ -80,6 +86,10 @@ class RunConfig:
     accumulate: int = ranged(SIZE, 1)
     max_skips: int = ranged(SIZE, 5)
     max_skip_share: float = ranged(SHARE, 0.01)
+    held_out_every: int = ranged(COUNT, 0)
+    profile_from: int = ranged(COUNT, 0)
+    profile_steps: int = ranged(COUNT, 0)
+    peak_flops: float = ranged(NOT_NEGATIVE, 0.0)
     stall_after: float = ranged(NOT_NEGATIVE, 3600.0)
     compilation_cache: str = ''
     rules: str = 'fsdp'

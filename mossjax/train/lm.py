@@ -15,11 +15,13 @@ import numpy as np
 
 from mossjax.convert import kinds
 from mossjax.data.builder import open_rows
+from mossjax.data.chunks import CODES_PER_SECOND
 from mossjax.data.format import check_rows
-from mossjax.data.pipeline import Batch, Batches, RowBatches
+from mossjax.data.pipeline import Batch, Batches, FixedRows, RowBatches
 from mossjax.data.rows import IGNORE, Row
 from mossjax.errors import InputError
 from mossjax.files import read_json
+from mossjax.models.lm import flops as flops_lib
 from mossjax.models.lm import loss as loss_lib
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.matrices import matrix
@@ -30,7 +32,7 @@ from mossjax.nn.param import Network
 from mossjax.nn.remat import remat
 from mossjax.nn.splash import splash
 from mossjax.ops.attention import attention
-from mossjax.train import starts
+from mossjax.train import optim, starts
 from mossjax.train.config import choose, group, options, path
 from mossjax.train.starts import Run
 from mossjax.values import NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
@@ -77,6 +79,8 @@ class LMData:
       rows: name -> directory of packed rows (`data.builder`).
       weights: name -> share of the rows of a batch.
       batch_size: rows of a global batch.
+      held_out: name -> directory of rows to evaluate on (config.held_out_every), held_out_rows: how
+        many of each, from its start.
       skip_rows: name -> numbers of rows that train nothing, e.g. {'dialogues': (12, 13)}: blank
         ones stand in their places.
       corrupt: 'stop' at a row that cannot be read or has an id outside the vocabulary, or 'skip'
@@ -86,6 +90,8 @@ class LMData:
     rows: Mapping[str, str] = path()
     weights: Mapping[str, float] = ranged(POSITIVE)
     batch_size: int = ranged(Range(1, 1_000_000, whole=True))
+    held_out: Mapping[str, str] = path(default_factory=dict)
+    held_out_rows: int = ranged(SIZE, 64)
     skip_rows: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     corrupt: str = 'stop'
 
@@ -123,6 +129,7 @@ class LMTask:
       reply: the two text ids that open the assistant's turn (`<|im_start|>`, `assistant`). Given,
         the loss of the replies is logged by itself: in rows that are supervised whole it drowns
         among question codes, which nothing can predict.
+      held_out: rows to evaluate on, if any.
       lora: train adapters on frozen weights; parameters are then {'base': ..., 'lora': ...}.
     """
 
@@ -137,6 +144,7 @@ class LMTask:
     chunk: int = 2048
     reply: tuple[int, int] | None = None
     lora: Lora | None = None
+    held_out: FixedRows | None = None
 
     @functools.cached_property
     def network(self) -> Network:
@@ -210,8 +218,22 @@ class LMTask:
             self.network.bind(params), batch, weights=self.weights, mean=self.mean,
             z_weight=self.z_weight, chunk=self.chunk, watch=self._watched(batch), counts=counts,
         )
-        metrics['tokens'] = jnp.sum(batch['segments'] > 0).astype(jnp.float32)
+        real = batch['segments'] > 0
+        speech = real & (batch['tokens'][..., TEXT] == self.config.modality_pad_token_id)
+        metrics['tokens'] = jnp.sum(real, dtype=jnp.float32)
+        metrics['audio_seconds'] = jnp.sum(speech, dtype=jnp.float32) / CODES_PER_SECOND
         return loss, (metrics, extra)
+
+    def flops(self, batch: dict, frozen: tuple[str, ...]) -> tuple[float, float]:
+        """See `task.Task`."""
+        context = batch['tokens'].shape[1]
+        trainable, _ = optim.split(self.network.shapes, (*frozen, *self.frozen))
+        adapters = optim.count(trainable['lora']) if self.lora else 0
+        parts = set() if self.lora else set(trainable)
+        parts |= {'embed'} if parts & {'text_embed', 'audio_embed'} else set()
+        return flops_lib.convention(self.config, context), flops_lib.done(
+            self.config, context, parts.__contains__, tuple(self.weights), adapters
+        )
 
     def _watched(self, batch: dict) -> dict[str, jax.Array]:
         return {'reply': reply_positions(batch, *self.reply)} if self.reply else {}
@@ -273,16 +295,22 @@ def run(config: ConfigDict, fresh: bool) -> Run:
     data = options(config.data, LMData, 'data')
     model = options(config.model, LMModel, 'model')
     options(config.loss, LMLoss, 'loss')  # refused before data is opened
-    sources = {name: open_rows(directory) for name, directory in data.rows.items()}
+    sources, held_out = (
+        {name: open_rows(directory) for name, directory in rows.items()}
+        for rows in (data.rows, data.held_out)
+    )
     task = make_task(config, None)
     batches = RowBatches(
         sources, data.batch_size, config.seed, weights=dict(data.weights),
         skip_rows=data.skip_rows, fault=functools.partial(row_fault, task.config),
         skip_corrupt=choose(CORRUPT, data.corrupt, 'data.corrupt'),
     )
-    task = dataclasses.replace(task, batches=batches)
+    task = dataclasses.replace(
+        task, batches=batches,
+        held_out=FixedRows(held_out, data.batch_size, data.held_out_rows) if held_out else None,
+    )  # fmt: skip
     tokenizer = model.open_tokenizer()
-    for name, source in sources.items():
+    for name, source in (*sources.items(), *held_out.items()):
         check_rows(source.metadata, name, task.config, tokenizer)
     start = None
     if fresh:

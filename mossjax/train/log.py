@@ -7,6 +7,7 @@ from absl import logging
 import jax
 
 from mossjax.parallel import distributed
+from mossjax.parallel.chips import memory_in_use
 from mossjax.train import metrics
 from mossjax.train.clock import Clock
 from mossjax.train.skips import Skips
@@ -23,10 +24,11 @@ class Log:
     """
 
     def __init__(
-        self, workdir, done: int, config, clock: Clock, skips: Skips, stack: contextlib.ExitStack
-    ):
+        self, workdir, done: int, config, clock: Clock, skips: Skips, speed: metrics.Speed,
+        stack: contextlib.ExitStack,
+    ):  # fmt: skip
         self.total, self.every = config.steps, config.log_every
-        self.clock, self.skips = clock, skips
+        self.clock, self.skips, self.speed = clock, skips, speed
         self._pending, self._due = [], None
         self._writer = self._bar = None
         if distributed.is_first():
@@ -70,7 +72,8 @@ class Log:
             for step, found in zip(steps, values, strict=True):
                 self.skips.add(step, bool(found['finite']))
         finally:
-            summary = metrics.summarise(values, self.clock.take())
+            summary = metrics.summarise(values, self.clock.take(), self.speed)
+            summary |= memory_in_use(jax.local_devices()[0])
             self.write(steps[-1], summary | {'skipped': float(len(self.skips.steps))})
         self.clock.switch(before)
 

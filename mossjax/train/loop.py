@@ -13,14 +13,15 @@ from mossjax.data.pipeline import prefetch
 from mossjax.errors import InputError
 from mossjax.exits import AGAIN
 from mossjax.files import locked
-from mossjax.parallel import distributed, rules, sharding
+from mossjax.parallel import chips, distributed, rules, sharding
 from mossjax.parallel.mesh import MeshConfig, make_mesh
 from mossjax.parallel.rows import Rows
 from mossjax.paths import in_bucket
 from mossjax.steps import CHECKPOINTS, as_path
-from mossjax.train import guard, metrics, optim, resume
+from mossjax.train import guard, metrics, optim, profile, resume
 from mossjax.train import state as state_lib
 from mossjax.train.clock import Clock
+from mossjax.train.held_out import HeldOut
 from mossjax.train.log import Log
 from mossjax.train.optim import OptimConfig
 from mossjax.train.resume import saved_step
@@ -47,8 +48,8 @@ def fit(
 
     Args:
       config: the ConfigDict of `train.config.defaults`.
-      workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and a lock: one run at a time (in a
-        bucket, which has no locks, whoever starts runs sees to that).
+      workdir: gets checkpoints/, metrics.jsonl, tensorboard/, profile/ and a lock: one run at a
+        time (in a bucket, which has no locks, whoever starts runs sees to that).
       init_from: a nested dict of parameters, or a function that is given the parameters' abstract
         tree (shapes with shardings) and returns them.
       devices: of the mesh, in this order; all by default.
@@ -104,6 +105,7 @@ def fit(
             if saved_step(workdir) != start:
                 raise InputError(f'{workdir}: another run has saved a step there just now; run '
                                  'the same command again to go on from it')  # fmt: skip
+        stack.callback(_tell, clock)
         checkpoints = Checkpoints(
             workdir / CHECKPOINTS, keep=config.keep, milestone_every=config.milestone_every
         )
@@ -120,7 +122,10 @@ def fit(
         key = jax.jit(jax.random.key, out_shardings=everywhere, static_argnums=0)(config.seed)
         skips = Skips(config.max_skips, config.max_skip_share, _names(task),
                       meta.get('skipped', ()), done)  # fmt: skip
-        log = Log(workdir, done, config, clock, skips, stack)
+        log = Log(workdir, done, config, clock, skips, _speed(task, config, mesh, first), stack)
+        held_out = None
+        if config.held_out_every:
+            held_out = HeldOut(task, layout, jnp.dtype(config.compute_dtype))
 
         def save(state, step):
             logging.info('saving step %d', step)
@@ -133,6 +138,9 @@ def fit(
         batches = stack.enter_context(contextlib.closing(prefetch(read, done)))
         stopping = stack.enter_context(guard.termination())
         progress = stack.enter_context(guard.watchdog(config.stall_after))
+        profiled = stack.enter_context(profile.window(
+            workdir / 'profile', max(config.profile_from, done + 2), config.profile_steps
+        ))
 
         # ---- The loop. `step` counts finished steps.
         for step in range(done + 1, config.steps + 1):
@@ -146,6 +154,10 @@ def fit(
                 # Two virtual CPU devices in each of several processes deadlock when steps pile up,
                 # and a laptop loses nothing by waiting.
                 jax.block_until_ready(values)
+            profiled(step, values)
+            if held_out and step % config.held_out_every == 0:
+                clock.switch('held_out')
+                log.write(step, held_out(state))
             stop = stopping() or distributed.preempted(step)
             if stop or _due(step, config):
                 log.flush()  # what is saved also says which steps were skipped
@@ -159,10 +171,27 @@ def fit(
     return state
 
 
+def _tell(clock: Clock) -> None:
+    clock.switch('save')
+    logging.info('wall time: %s', ', '.join(
+        f'{bucket} {seconds:.1f} s' for bucket, seconds in clock.total().items()
+    ))
+
+
 def _due(step: int, config) -> bool:
     """Whether the state after a step is saved."""
     milestone = config.milestone_every and step % config.milestone_every == 0
     return step == config.steps or step % config.save_every == 0 or bool(milestone)
+
+
+def _speed(task, config, mesh, batch: Batch) -> metrics.Speed:
+    peak = config.peak_flops or chips.peak_flops(mesh.devices.flat[0])
+    flops = task.flops(batch, config.optim.frozen) if hasattr(task, 'flops') else (None, None)
+    if flops[0]:
+        logging.info('%.4g GFLOP a token by the convention, %.4g are done', *(
+            x / 1e9 for x in flops
+        ))
+    return metrics.Speed(mesh.size, peak, *flops)
 
 
 def _names(task) -> Callable[[int], list[str]]:

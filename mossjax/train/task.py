@@ -24,6 +24,9 @@ class Task(Protocol):
         `counts` is a tree of what the whole batch is divided by; `part` is `loss` of some of its
         rows, and loss and metrics of the parts add up to those of the batch. Such a task has no
         extra state.
+      held_out: batches of rows that are not trained on, `pipeline.FixedRows`.
+      flops(batch, frozen): operations a token, (by the convention, really done), of a batch of this
+        shape with what `frozen` and the task leave to train, see `models.lm.flops`.
       consumed(step), at(step, rows): rows of all batches before a step (None where that is not
         known), and the task whose batches go on from there.
     """

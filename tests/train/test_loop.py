@@ -240,8 +240,8 @@ def test_metrics_files(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert [line['step'] for line in lines] == [2, 4]
     for line in lines:
-        rate = line['tokens_per_second'] * line['seconds_per_step']
-        np.testing.assert_allclose(rate, 8 * D, rtol=1e-6)
+        rate = line['tokens_per_chip_second'] * line['seconds_per_step']
+        np.testing.assert_allclose(8 * rate, 8 * D, rtol=1e-6)
     (events,) = (tmp_path / 'tensorboard').iterdir()
     found = list(records(events.read_bytes()))
     theirs = RecordWriter(str(tmp_path / 'theirs'))  # the same events, framed by tensorboardX
