@@ -52,6 +52,7 @@ class Checkpoints:
     """The checkpoints of one run, written in the background, the last `keep` kept.
 
     Args:
+      milestone_every: steps that are multiples of it are kept for good, 0 for none.
       directory: made if absent; temporary directories of writers that died are removed, steps that
         are torn get another name (see `steps`).
 
@@ -59,14 +60,16 @@ class Checkpoints:
       InputError: there are steps, and none is whole.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2, milestone_every: int = 0):
         self.directory = as_path(directory)
         paths.folder_to_write(self.directory, 'the folder of checkpoints', buckets=True)
         steps.set_aside(self.directory)
         if jax.process_index() == 0:
             # Not left to Orbax, which in a bucket would also remove what only looks unfinished.
             steps.remove_unfinished(self.directory)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=milestone_every or None, enable_async_checkpointing=True
+        )
         self._bytes = 0  # of the last save
         _full_in_threads.clear()
         with _disk(self.directory):

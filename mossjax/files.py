@@ -6,10 +6,12 @@ What makes a path good is in `paths`, what makes a number good in `values`.
 from collections.abc import Iterator
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
 import shutil
+import socket
 import tempfile
 import zlib
 
@@ -24,6 +26,7 @@ REFUSED = frozenset({
     errno.ENAMETOOLONG, errno.EEXIST,
 })  # fmt: skip
 MISSING = frozenset({errno.ENOENT, errno.ENXIO, errno.ENODEV})
+LOCKED = frozenset({errno.EACCES, errno.EAGAIN})
 
 
 @contextlib.contextmanager
@@ -82,6 +85,40 @@ def room_for(path: str | os.PathLike) -> Iterator[None]:
             f'{paths.printable(path)} cannot be written: {error.strerror}; name another place or '
             'change its permissions'
         ) from error
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """Holds a lock file, made if it is missing, until the block ends or the process dies.
+
+    The file stays and says who holds it, or did last. Where the file system has no locks (some
+    network disks) nothing is held.
+
+    Args:
+      what: the lock stands for, for the message.
+
+    Raises:
+      InputError: another process holds it, or the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a+')
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in LOCKED:
+                file.seek(0)
+                raise InputError(
+                    f'{what} is in use by {file.read(200) or "another process"}; end that first, '
+                    'or name another place'
+                ) from None
+        with room_for(path):
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}')
+            file.flush()
+        yield
 
 
 def read_text(path: str | os.PathLike, limit: int = 2**28) -> str:

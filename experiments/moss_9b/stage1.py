@@ -21,6 +21,9 @@ def get_config():
     config.optim.peak_lr = 4e-4
     config.optim.final_lr = 4e-5  # not in the paper
     config.optim.warmup_steps = 1000
+    # No text loss: the text side is frozen, so it would train the speech embedding alone, and run
+    # the text branch and its head for that. Another weight does just this.
+    config.loss.text_weight = 0.0
     # The speech embedding lies below the frozen trunk, so gradients still cross all layers: what
     # freezing saves is weight gradients and optimiser state.
     config.optim.frozen = ('trunk/.*', 'text_.*')

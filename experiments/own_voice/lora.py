@@ -24,5 +24,6 @@ def get_config():
     config.data.batch_size = 4
     config.optim.peak_lr = 1e-3
     config.optim.warmup_steps = 10
+    config.loss.mean = 'channel'  # as the shipped model was trained
     config.optim.weight_decay = 0.0
     return config

@@ -23,19 +23,18 @@ import numpy as np
 from experiments.nano.configs import stage2
 from experiments.nano.stages import CODES, LANGUAGE_MODEL, ROW_LENGTH
 from experiments.proofs import record
-from mossjax.checkpoint import Checkpoints
+from mossjax import checkpoint
 from mossjax.data.pipeline import Whole
 from mossjax.models.lm.config import LMConfig
-from mossjax.train import metrics
+from mossjax.parallel import rules
+from mossjax.parallel.mesh import MeshConfig, make_mesh
+from mossjax.train import metrics, state
 from mossjax.train.lm import LMTask
 from mossjax.train.loop import fit
+from mossjax.train.optim import OptimConfig
 
 STEPS = 20
 VOCABULARY = 512
-
-_OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
-_TRAIN = flags.DEFINE_string('train', None, 'Train in this workdir (what the proof runs apart).')
-_KILL = flags.DEFINE_bool('kill', False, 'kill -9 after half of the steps.')
 
 
 def model() -> LMConfig:
@@ -55,12 +54,12 @@ def run_config():
     return config
 
 
-def rows(config: LMConfig, batch: int):
+def rows(config: LMConfig, batch: int, length: int = ROW_LENGTH):
     """step -> rows in which speech and text alternate, a function of the step."""
 
     def make(step: int) -> dict:
         rng = np.random.default_rng([0, step])
-        shape = (batch, ROW_LENGTH)
+        shape = (batch, length)
         speech = np.cumsum(rng.random(shape) < 0.1, axis=1) % 2 == 1
         text = rng.integers(0, VOCABULARY - 3, shape)
         text = np.where(speech, config.modality_pad_token_id, text)
@@ -68,7 +67,7 @@ def rows(config: LMConfig, batch: int):
         labels = np.roll(tokens, -1, axis=1)
         labels[..., 1][np.roll(text, -1, axis=1) != config.modality_pad_token_id] = -100
         labels[:, -1] = -100
-        positions = np.broadcast_to(np.arange(ROW_LENGTH, dtype=np.int32), shape)
+        positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
         return {'tokens': tokens, 'labels': labels, 'positions': np.array(positions),
                 'segments': np.ones(shape, np.int32)}  # fmt: skip
 
@@ -96,44 +95,27 @@ def apart(workdir: Path, *more: str) -> int:
     return subprocess.run([*command, *more], cwd=record.ROOT).returncode
 
 
-def digest(workdir: Path) -> str:
-    """sha256 over names, shapes and bits of everything in the last checkpoint."""
+def digest(workdir: Path, task: LMTask, config) -> str:
+    """sha256 over names, shapes and bits of everything in the last checkpoint of a run."""
     found = hashlib.sha256()
-    checkpoints = Checkpoints(workdir / 'checkpoints')
-    step = checkpoints.latest()
-    checkpoints.close()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(stored(workdir, step)):
+    layout = state.layout(
+        task, OptimConfig(**config.optim), config.steps,
+        make_mesh(MeshConfig(), jax.devices()[:1]), rules.preset(config.rules),
+    )  # fmt: skip
+    items, meta = checkpoint.restore(workdir / 'checkpoints', layout.abstract.items())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(items):
         leaf = np.asarray(leaf)
         found.update(f'{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}'.encode())
         found.update(leaf.tobytes())
-    return f'{step}:{found.hexdigest()}'
-
-
-def stored(workdir: Path, step: int) -> dict:
-    import jax.numpy as jnp
-
-    from mossjax.parallel import rules
-    from mossjax.parallel.mesh import MeshConfig, make_mesh
-    from mossjax.train import state
-    from mossjax.train.optim import OptimConfig
-
-    config = run_config()
-    layout = state.layout(
-        LMTask(model(), None), OptimConfig(**config.optim), STEPS,
-        make_mesh(MeshConfig(), jax.devices()[:1]), rules.preset(config.rules),
-    )  # fmt: skip
-    checkpoints = Checkpoints(workdir / 'checkpoints')
-    items, _ = checkpoints.restore(layout.abstract.items(), step)
-    checkpoints.close()
-    return jax.tree.map(jnp.asarray, items)
+    return f'{meta["step"]}:{found.hexdigest()}'
 
 
 def main(argv: list[str]) -> None:
     del argv
-    if _TRAIN.value:
-        train(Path(_TRAIN.value), _KILL.value)
+    if flags.FLAGS.train:
+        train(Path(flags.FLAGS.train), flags.FLAGS.kill)
         return
-    if not _OUT.value:
+    if not flags.FLAGS.out:
         sys.exit('--out FILE.json is missing')
     with tempfile.TemporaryDirectory() as scratch:
         whole, parts = Path(scratch) / 'whole', Path(scratch) / 'parts'
@@ -145,11 +127,11 @@ def main(argv: list[str]) -> None:
         losses = [
             [line['loss'] for line in metrics.read(run / 'metrics.jsonl')] for run in (whole, parts)
         ]
-        states = digest(whole), digest(parts)
+        states = [digest(run, LMTask(model(), None), run_config()) for run in (whole, parts)]
     same = losses[0] == losses[1] and states[0] == states[1] and len(losses[0]) == STEPS
     logging.info('losses and states %s', 'are the same bits' if same else 'DIFFER')
     command = 'JAX_PLATFORMS=cpu python -m experiments.proofs.run exact_resume'
-    record.write(_OUT.value, command, {
+    record.write(flags.FLAGS.out, command, {
         'identical': same, 'killed_after_step': last, 'losses': losses[0],
         'losses_resumed': losses[1], 'state_sha256': states[0], 'state_sha256_resumed': states[1],
     })  # fmt: skip
@@ -157,4 +139,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
+    flags.DEFINE_string('out', None, 'JSON file to write.')
+    flags.DEFINE_string('train', None, 'Train in this workdir (what the proof runs apart).')
+    flags.DEFINE_bool('kill', False, 'kill -9 after half of the steps.')
     app.run(main)

@@ -45,7 +45,9 @@ def lowered(stage: str, mesh):
         'tokens': make((*grid, 2)), 'labels': make((*grid, 2)),
         'segments': make(grid), 'positions': make(grid),
     }  # fmt: skip
-    return step.lower(task, made, jnp.dtype(config.compute_dtype), batch)
+    return step.lower(
+        task, made, jnp.dtype(config.compute_dtype), batch, config.accumulate
+    )  # fmt: skip
 
 
 def abstract_mesh(chips: int = 64) -> AbstractMesh:

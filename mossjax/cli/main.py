@@ -16,6 +16,7 @@ from absl import flags, logging
 from mossjax import __version__
 from mossjax.cli.common import check_paths, flag_fault, flag_help
 from mossjax.errors import InputError
+from mossjax.exits import BAD_INPUT, OK, WENT_WRONG
 from mossjax.files import FULL, MISSING, REFUSED
 from mossjax.plan import platforms
 
@@ -47,7 +48,7 @@ mossjax COMMAND --help shows the flags of a command and how to use it.
 With --debug an error shows where it was raised.
 """
 
-OK, FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
+FAILED, INTERRUPTED, CLOSED_PIPE = 1, 130, 141
 
 
 def run() -> None:
@@ -98,7 +99,7 @@ def _run_command(name: str, rest: list[str]) -> int:
         text = f'{flag_fault(error)}\nmossjax {name} --help lists the flags.'
         return _report(f'{name}: {text}', BAD_INPUT, debug)
     except FloatingPointError as error:  # a run that diverged, which says at which step
-        return _report(f'{name}: {error}', FAILED, debug)
+        return _report(f'{name}: {error}', WENT_WRONG, debug)
     except (RuntimeError, AssertionError):
         # jax asks for its devices where they are first used, which may be anywhere.
         said = platforms.fault() if 'jax' in sys.modules else None

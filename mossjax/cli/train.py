@@ -5,12 +5,15 @@
 The config file is Python with a function get_config(), and it is executed: run only files you
 trust. Every key can be changed on the command line, set in the file or not. Checkpoints,
 metrics.jsonl and TensorBoard events go to the workdir; the same command goes on where it was
-stopped, bit for bit. SIGTERM saves and exits. On a TPU pod run the same command on every host,
-with --pod.
+stopped, bit for bit. On a TPU pod run the same command on every host, with --pod.
+
+Exit codes: 0 all steps are done; 75 saved, run the same command again (SIGTERM, preemption, a step
+that stalled); 2 bad input or a full disk; 3 the run went wrong (config.max_skips).
 
 config.init_from says what a run starts from: the workdir of another run of the same network, a
 MOSS-Speech or Qwen3 directory (language model), or a codec directory (tokenizer, decoder). Once
-the run has a checkpoint it is not opened again.
+the run has a checkpoint it is not opened again. A run does not go on with a config that makes it
+another run (data, seed, model, optimiser), unless each key that differs is named in --changed.
 
 Examples:
   mossjax train --config experiments/moss_9b/stage1.py --workdir gs://bucket/stage1 --pod
@@ -36,6 +39,10 @@ _WORKDIR = path_flag(
 _POD = flags.DEFINE_bool(
     'pod', False, 'Join the other hosts of a TPU pod first.', flag_values=FLAGS
 )
+_CHANGED = flags.DEFINE_list(
+    'changed', [], 'Keys of the config, such as optim.peak_lr, that were changed on purpose since '
+    'the last checkpoint.', flag_values=FLAGS,
+)
 
 
 def main(args: list[str]) -> None:
@@ -53,5 +60,7 @@ def main(args: list[str]) -> None:
     if _POD.value:
         distributed.start()
     run = tasks.make(config, fresh=loop.saved_step(workdir) is None)
-    loop.fit(run.task, run.config, workdir, init_from=run.init_from)
+    loop.fit(
+        run.task, run.config, workdir, init_from=run.init_from, changed=_CHANGED.value
+    )  # fmt: skip
     logging.info('%s: all %d steps are done', workdir, config.steps)

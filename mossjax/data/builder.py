@@ -18,9 +18,10 @@ from absl import logging
 import numpy as np
 
 from mossjax.data.rows import FIELDS, Assign, Example, Fill, Row, best_fit, pack
-from mossjax.errors import InputError
+from mossjax.errors import InputError, check_all
 
 NAME, VERSION = 'rows', '1.0.0'  # VERSION changes with the schema of rows.py
+READERS = 8  # files that are opened at once
 
 
 class RowSource:
@@ -102,7 +103,8 @@ def open_rows(directory: str) -> RowSource:
     """Opens a complete data set.
 
     Raises:
-      InputError: there is none, or its preparation was interrupted, or its schema is another.
+      InputError: there is none, or its preparation was interrupted, its schema is another, or a
+        file of it is damaged at either end.
     """
     import tensorflow_datasets as tfds
 
@@ -113,7 +115,29 @@ def open_rows(directory: str) -> RowSource:
         why = f'it has schema version {found[0]}, expected {VERSION}' if found else why
         raise InputError(f'{directory}: no complete packed data set ({why}); write it anew.')
     builder = tfds.builder_from_directory(str(path.parent))
-    return RowSource(builder.as_data_source(split='train'), builder.info.metadata)
+    source = RowSource(builder.as_data_source(split='train'), builder.info.metadata)
+    _check_shards(source, builder.info.splits['train'])
+    return source
+
+
+def _check_shards(source: RowSource, split) -> None:
+    """Each file is there in full length: its first and last row can be read.
+
+    Raises:
+      InputError: naming the files of which that is not so.
+    """
+
+    def check(shard: tuple[Any, int, int]) -> None:
+        path, first, end = shard
+        try:
+            source[first], source[end - 1]
+        except Exception as error:  # of several types, for a file that is cut, say
+            said = str(error).split('; ')[0]
+            raise InputError(f'{path}: damaged or cut short ({said}); copy it again.') from error
+
+    ends = np.cumsum(split.shard_lengths).tolist()
+    shards = zip(split.filepaths, [0, *ends], ends, strict=False)
+    check_all(check, [shard for shard in shards if shard[2] > shard[1]], READERS)
 
 
 def kept(

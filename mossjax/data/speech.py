@@ -18,6 +18,7 @@ from mossjax.data.manifest import Recording
 from mossjax.data.pipeline import Batch
 from mossjax.data.rows import IGNORE
 from mossjax.errors import InputError
+from mossjax.values import listed
 
 CODE_SAMPLES = {16_000: 1280, 24_000: 1920}  # samples of one code (80 ms), by rate in Hz
 MOST_EDGES = 1024  # padded lengths that are considered
@@ -51,6 +52,7 @@ class Schedule:
         buckets: int = 4,
         unit: int = 1,
         rows_multiple: int = 1,
+        skip: Sequence[int] = (),
     ):
         """Args:
           lengths: of recordings, samples or codes.
@@ -59,6 +61,8 @@ class Schedule:
           buckets: how many padded lengths there may be.
           unit: padded lengths are multiples of it.
           rows_multiple: rows of a batch are a multiple of it (devices that hold rows).
+          skip: indices in whose places the first other recording of the batch comes again; no
+            other batch changes.
 
         Raises:
           InputError: a weight is not a whole number, or nothing is left.
@@ -68,7 +72,7 @@ class Schedule:
             raise InputError('weights of recordings must be whole numbers from 0.')
         if not counts.size or not counts.sum():
             raise InputError('no recordings to train on; check the manifest and the weights.')
-        self._seed = seed
+        self._seed, self._skip = seed, np.asarray(skip, np.int64)
         used = lengths[counts > 0]
         self.lengths = bucket_lengths(np.repeat(used, counts[counts > 0]), buckets, unit)
         shown = np.repeat(np.arange(len(lengths)), counts)  # an epoch: index, weight times
@@ -93,6 +97,12 @@ class Schedule:
         """(padded length, int64 (b,) indices of the recordings)."""
         epoch, i = divmod(step, self.steps_per_epoch)
         bucket, indices = self._plan(epoch)[i]
+        if len(skipped := np.isin(indices, self._skip).nonzero()[0]):
+            others = np.delete(indices, skipped)
+            if not len(others):
+                raise InputError(f'all recordings of batch {step} are to be skipped; name fewer.')
+            indices = indices.copy()
+            indices[skipped] = others[0]
         return int(self.lengths[bucket]), indices
 
     def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
@@ -153,6 +163,7 @@ class TokenizerBatches:
         weight: Weight = equal,
         buckets: int = 4,
         rows_multiple: int = 1,
+        skip: Sequence[str] = (),
     ):
         """Args:
           clips: at 16 kHz.
@@ -160,12 +171,14 @@ class TokenizerBatches:
           room: seconds of silence kept after each recording, for a task that delays it.
           weight: recording -> appearances in an epoch.
           rows_multiple: rows of a global batch are a multiple of it.
+          skip: names of recordings (`audio`) that are left out, see `Schedule`.
         """
         unit = _unit(clips, 16_000)
         longest = clips.lengths + round(room * clips.rate)
         self.schedule = Schedule(
             longest, [weight(r) for r in clips.recordings], budget=int(seconds * clips.rate),
             seed=seed, buckets=buckets, unit=unit, rows_multiple=rows_multiple,
+            skip=_named(clips, skip),
         )  # fmt: skip
         self._clips, self._inventory = clips, inventory
         self._targets = [inventory.sequence(r) for r in clips.recordings]
@@ -177,6 +190,10 @@ class TokenizerBatches:
     def size(self, step: int) -> int:
         """See `pipeline.Batches`."""
         return self.schedule.size(step)
+
+    def names(self, step: int) -> list[str]:
+        """See `pipeline.Batches`."""
+        return [self._clips.recordings[i].audio for i in self.schedule.batch(step)[1]]
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         """See `pipeline.Batches`."""
@@ -220,6 +237,7 @@ class DecoderBatches:
         undisturbed: float = 0.0,
         buckets: int = 4,
         rows_multiple: int = 1,
+        skip: Sequence[str] = (),
     ):
         """Args: as `TokenizerBatches`, with clips at 24 kHz and their codes."""
         self._unit = _unit(clips, 24_000)
@@ -228,7 +246,7 @@ class DecoderBatches:
         self.schedule = Schedule(
             longest, [weight(r) for r in clips.recordings],
             budget=int(seconds * clips.rate / self._unit), seed=seed, buckets=buckets,
-            rows_multiple=rows_multiple,
+            rows_multiple=rows_multiple, skip=_named(clips, skip),
         )  # fmt: skip
         self._clips, self._seed = clips, seed
         self._undisturbed = undisturbed
@@ -236,6 +254,10 @@ class DecoderBatches:
     def size(self, step: int) -> int:
         """See `pipeline.Batches`."""
         return self.schedule.size(step)
+
+    def names(self, step: int) -> list[str]:
+        """See `pipeline.Batches`."""
+        return [self._clips.recordings[i].audio for i in self.schedule.batch(step)[1]]
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         """See `pipeline.Batches`."""
@@ -257,6 +279,13 @@ class DecoderBatches:
             'code_lengths': np.int32(len(version.codes)),
             'audio': fit(fit(wav, len(version.codes) * self._unit), width * self._unit),
         }
+
+
+def _named(clips: Clips, names: Sequence[str]) -> list[int]:
+    at = {recording.audio: i for i, recording in enumerate(clips.recordings)}
+    if unknown := [name for name in names if name not in at]:
+        raise InputError(f'recordings to skip that the manifest lacks: {listed(unknown)}')
+    return [at[name] for name in names]
 
 
 def _unit(clips: Clips, rate: int) -> int:

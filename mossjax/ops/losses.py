@@ -15,11 +15,13 @@ class CrossEntropy(NamedTuple):
       loss: sum of weighted negative log likelihoods, in nats.
       count: sum of weights (number of supervised rows if there are none).
       correct: sum of weights of rows whose label has the largest logit.
+      square: sum of weighted squares of the logits' log-sum-exp, for a z-loss.
     """
 
     loss: jax.Array
     count: jax.Array
     correct: jax.Array
+    square: jax.Array
 
 
 def cross_entropy(
@@ -61,7 +63,7 @@ def cross_entropy(
         new = _sums(*xs, head32)
         return jax.tree.map(jnp.add, sums, new), None
 
-    zero = CrossEntropy(*[jnp.zeros((), jnp.float32)] * 3)
+    zero = CrossEntropy(*[jnp.zeros((), jnp.float32)] * len(CrossEntropy._fields))
     xs = split(hidden, 0), split(labels, IGNORE), split(weights, 0)
     return jax.lax.scan(body, zero, xs)[0]
 
@@ -77,7 +79,8 @@ def _sums(hidden, labels, weights, head32) -> CrossEntropy:
     at_label = jnp.take_along_axis(
         logits, labels[:, None], axis=-1, mode='fill', fill_value=jnp.nan
     )[:, 0]
-    loss = jax.nn.logsumexp(logits, axis=-1) - at_label
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    loss = log_z - at_label
     weights = jnp.where(counted, weights, 0.0)
     right = jnp.argmax(logits, axis=-1) == labels
     # `where` and not a product: an ignored row must not turn the sum into NaN.
@@ -85,4 +88,5 @@ def _sums(hidden, labels, weights, head32) -> CrossEntropy:
         loss=jnp.sum(jnp.where(counted, loss, 0.0) * weights),
         count=jnp.sum(weights),
         correct=jnp.sum(weights * right),
+        square=jnp.sum(jnp.where(counted, jnp.square(log_z), 0.0) * weights),
     )

@@ -19,11 +19,30 @@ from mossjax import paths, values
 from mossjax.errors import InputError
 from mossjax.parallel.mesh import MeshConfig
 from mossjax.train.optim import OptimConfig
-from mossjax.values import LARGEST, NUMBER, SEED, SIZE, Range, ranged
+from mossjax.values import (
+    COUNT,
+    LARGEST,
+    NOT_NEGATIVE,
+    NUMBER,
+    SEED,
+    SHARE,
+    SIZE,
+    Range,
+    ranged,
+)  # fmt: skip
 
 MAPPINGS = Mapping | ConfigDict  # a ConfigDict is none by itself
 # Sections whose keys belong to the task: its factory checks them.
 OPEN = ('model', 'data', 'loss')
+# Keys, and sections of them, that may change when a run goes on: they say how far it goes, how it
+# is watched and on what it runs. All others say what the run is.
+FREE = (
+    'steps', 'log_every', 'save_every', 'keep', 'milestone_every', 'init_from', 'max_skips',
+    'max_skip_share', 'accumulate', 'stall_after', 'compilation_cache', 'rules', 'mesh',
+    'held_out_every', 'profile_from', 'profile_steps', 'peak_flops', 'model.attention',
+    'model.remat', 'loss.chunk', 'data.held_out', 'data.held_out_rows', 'data.skip_rows',
+    'data.corrupt', 'data.keep',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +52,23 @@ class RunConfig:
     Attributes:
       task: 'lm', 'tokenizer' or 'flow'.
       seed: of fresh parameters, of the order of the data, and of every step's random key.
-      steps: updates in all. log_every, save_every: steps between.
-      keep: checkpoints kept.
+      steps: of the run in all. log_every, save_every: steps between.
+      keep: last checkpoints kept. milestone_every: steps between checkpoints that are kept for
+        good beside them, 0 for none.
       init_from: directory to take parameters from, '' for fresh ones.
       compute_dtype: of the network inside a step; parameters and optimiser stay float32.
+      accumulate: parts that a batch is taken in, one after another, where it does not fit memory at
+        once; the update is the same, in float32 (language model).
+      max_skips: steps in a row without a finite loss and gradient that end the run. Each of them
+        is skipped: its batch changes nothing. max_skip_share: of all steps so far, from max_skips
+        on, that ends it too.
+      stall_after: seconds without a finished step after which the process prints where its
+        threads are and ends, to be started again; longer than a compilation takes; 0 for never.
+      held_out_every: steps between evaluations on rows that are held out, 0 for none.
+      profile_from, profile_steps: the first step, and how many, that are recorded for XProf.
+      peak_flops: operations a second of one chip, for the utilisation that is logged; 0 for what
+        is known of the chip.
+      compilation_cache: folder, local or gs://, in which compiled programs are kept, '' for none.
       rules: a name in `parallel.rules.PRESETS`. mesh: `parallel.mesh.MeshConfig`.
       optim: `train.optim.OptimConfig`.
       model, data, loss: what the task's factory reads, see `train.tasks`.
@@ -48,8 +80,18 @@ class RunConfig:
     log_every: int = ranged(SIZE, 20)
     save_every: int = ranged(SIZE, 500)
     keep: int = ranged(SIZE, 2)
+    milestone_every: int = ranged(COUNT, 0)
     init_from: str = ''
     compute_dtype: str = 'float32'
+    accumulate: int = ranged(SIZE, 1)
+    max_skips: int = ranged(SIZE, 5)
+    max_skip_share: float = ranged(SHARE, 0.01)
+    held_out_every: int = ranged(COUNT, 0)
+    profile_from: int = ranged(COUNT, 0)
+    profile_steps: int = ranged(COUNT, 0)
+    peak_flops: float = ranged(NOT_NEGATIVE, 0.0)
+    stall_after: float = ranged(NOT_NEGATIVE, 3600.0)
+    compilation_cache: str = ''
     rules: str = 'fsdp'
     mesh: MeshConfig = MeshConfig()
     optim: OptimConfig = OptimConfig()
@@ -153,8 +195,8 @@ def choose(table: Mapping[str, Any], name: str, where: str) -> Any:
     return table[name]
 
 
-def changes(before: Mapping, now: Mapping) -> list[str]:
-    """['optim.peak_lr 0.001 -> 0.0005', ...]: what differs between two configs.
+def changes(before: Mapping, now: Mapping) -> dict[str, str]:
+    """{'optim.peak_lr': '0.001 -> 0.0005', ...}: what differs between two configs.
 
     Args:
       before: as a checkpoint stores it, in the types of JSON. now: a plain nested dict.
@@ -163,11 +205,16 @@ def changes(before: Mapping, now: Mapping) -> list[str]:
         {key: value for key, value in traverse_util.flatten_dict(tree, sep='.').items()
          if value is not None} for tree in (before, json.loads(json.dumps(now)))
     )  # fmt: skip
-    return [
-        f'{key} {values.shown(old[key]) if key in old else "(not set)"} -> '
+    return {
+        key: f'{values.shown(old[key]) if key in old else "(not set)"} -> '
         f'{values.shown(new[key]) if key in new else "(not set)"}'
         for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
-    ]
+    }
+
+
+def is_free(key: str) -> bool:
+    """Whether a run may go on with another value of this key, see FREE."""
+    return any(key == name or key.startswith(f'{name}.') for name in FREE)
 
 
 def path(**more: Any) -> Any:

@@ -11,13 +11,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 
 from mossjax.convert import kinds
 from mossjax.data.builder import open_rows
+from mossjax.data.chunks import CODES_PER_SECOND
 from mossjax.data.format import check_rows
-from mossjax.data.pipeline import Batch, Batches, RowBatches
+from mossjax.data.pipeline import Batch, Batches, FixedRows, RowBatches
+from mossjax.data.rows import IGNORE, Row
 from mossjax.errors import InputError
 from mossjax.files import read_json
+from mossjax.models.lm import flops as flops_lib
 from mossjax.models.lm import loss as loss_lib
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.matrices import matrix
@@ -28,11 +32,13 @@ from mossjax.nn.param import Network
 from mossjax.nn.remat import remat
 from mossjax.nn.splash import splash
 from mossjax.ops.attention import attention
-from mossjax.train import starts
-from mossjax.train.config import group, options, path
+from mossjax.train import optim, starts
+from mossjax.train.config import choose, group, options, path
 from mossjax.train.starts import Run
 from mossjax.values import NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
 
+MEAN = {'joint': loss_lib.joint, 'channel': loss_lib.per_channel}
+CORRUPT = {'stop': False, 'skip': True}
 ATTENTION = {'reference': attention, 'splash': splash}
 
 
@@ -73,19 +79,40 @@ class LMData:
       rows: name -> directory of packed rows (`data.builder`).
       weights: name -> share of the rows of a batch.
       batch_size: rows of a global batch.
+      held_out: name -> directory of rows to evaluate on (config.held_out_every), held_out_rows: how
+        many of each, from its start.
+      skip_rows: name -> numbers of rows that train nothing, e.g. {'dialogues': (12, 13)}: blank
+        ones stand in their places.
+      corrupt: 'stop' at a row that cannot be read or has an id outside the vocabulary, or 'skip'
+        it, with a warning.
     """
 
     rows: Mapping[str, str] = path()
     weights: Mapping[str, float] = ranged(POSITIVE)
     batch_size: int = ranged(Range(1, 1_000_000, whole=True))
+    held_out: Mapping[str, str] = path(default_factory=dict)
+    held_out_rows: int = ranged(SIZE, 64)
+    skip_rows: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    corrupt: str = 'stop'
 
 
 @dataclasses.dataclass(frozen=True)
 class LMLoss:
-    """`loss` of a language model run, see `models.lm.loss.loss`."""
+    """`loss` of a language model run, see `models.lm.loss.loss`.
+
+    Attributes:
+      text_weight, audio_weight: of the channels. One of weight 0 is not built, and its branch, norm
+        and head are not trained.
+      mean: 'joint' for the mean over the targets of both channels, or 'channel' for the sum of a
+        mean over each.
+      z_weight: of the z-loss.
+      chunk: positions whose logits exist at a time.
+    """
 
     text_weight: float = ranged(NOT_NEGATIVE, 1.0)
     audio_weight: float = ranged(NOT_NEGATIVE, 1.0)
+    mean: str = 'joint'
+    z_weight: float = ranged(NOT_NEGATIVE, 0.0)
     chunk: int = ranged(SIZE, 2048)
 
 
@@ -97,11 +124,12 @@ class LMTask:
       config: the network's.
       batches: the data; planning needs none.
       attend, remat: see `models.lm.model.LanguageModel`.
-      text_weight, audio_weight: of the two channels in the loss.
+      text_weight, audio_weight, mean, z_weight: see `LMLoss` and `models.lm.loss`.
       chunk: positions whose logits exist at a time.
       reply: the two text ids that open the assistant's turn (`<|im_start|>`, `assistant`). Given,
         the loss of the replies is logged by itself: in rows that are supervised whole it drowns
         among question codes, which nothing can predict.
+      held_out: rows to evaluate on, if any.
       lora: train adapters on frozen weights; parameters are then {'base': ..., 'lora': ...}.
     """
 
@@ -111,19 +139,42 @@ class LMTask:
     remat: Callable = keep_all
     text_weight: float = 1.0
     audio_weight: float = 1.0
+    mean: loss_lib.Mean = loss_lib.joint
+    z_weight: float = 0.0
     chunk: int = 2048
     reply: tuple[int, int] | None = None
     lora: Lora | None = None
+    held_out: FixedRows | None = None
 
     @functools.cached_property
     def network(self) -> Network:
         net = network(self.config, attend=self.attend, remat=self.remat)
         return net if self.lora is None else adapt(net, self.lora, matrix)
 
+    def __post_init__(self):
+        if not self.weights:
+            raise InputError(
+                'config.loss.text_weight and audio_weight are both 0: nothing would be trained'
+            )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the channels that are built."""
+        weights = {'text': self.text_weight, 'audio': self.audio_weight}
+        return {channel: weight for channel, weight in weights.items() if weight}
+
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Weights under adapters are never trained."""
-        return () if self.lora is None else ('base/.*',)
+        """Weights under adapters are never trained, nor is a channel that is not built."""
+        base = () if self.lora is None else ('base/.*',)
+        idle = [channel for channel in loss_lib.CHANNELS if channel not in self.weights]
+        return (*base, *(rf'(base/)?{channel}_(branch|norm|head)/.*' for channel in idle),
+                *(rf'lora/{channel}_.*' for channel in idle if self._adapted(channel)))  # fmt: skip
+
+    def _adapted(self, channel: str) -> bool:
+        return self.lora is not None and any(
+            name.startswith(f'{channel}_') for name in self.network.shapes['lora']
+        )
 
     @property
     def model(self) -> dict:
@@ -139,18 +190,53 @@ class LMTask:
     def size(self, step: int) -> int:
         return self.batches.size(step)
 
+    def consumed(self, step: int) -> int | None:
+        """Rows of all batches before a step, where the batches can go on from any row."""
+        return self.batches.consumed(step) if isinstance(self.batches, RowBatches) else None
+
+    def at(self, step: int, rows: int) -> 'LMTask':
+        """The task whose batches before `step` have consumed so many rows."""
+        return dataclasses.replace(self, batches=self.batches.at(step, rows))
+
+    def names(self, step: int) -> list[str]:
+        return self.batches.names(step)
+
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         return self.batches.batch(step, rows)
 
     def loss(self, params, extra, batch, key):
+        return self.part(params, extra, batch, key, self.counts(batch))
+
+    def counts(self, batch: dict) -> dict:
+        """See `task.Task`."""
+        return loss_lib.count(batch, self.weights, self._watched(batch))
+
+    def part(self, params, extra, batch, key, counts):
+        """See `task.Task`."""
         del key
-        watch = {'reply': reply_positions(batch, *self.reply)} if self.reply else {}
         loss, metrics = loss_lib.loss(
-            self.network.bind(params), batch, text_weight=self.text_weight,
-            audio_weight=self.audio_weight, chunk=self.chunk, watch=watch,
+            self.network.bind(params), batch, weights=self.weights, mean=self.mean,
+            z_weight=self.z_weight, chunk=self.chunk, watch=self._watched(batch), counts=counts,
         )
-        metrics['tokens'] = jnp.sum(batch['segments'] > 0).astype(jnp.float32)
+        real = batch['segments'] > 0
+        speech = real & (batch['tokens'][..., TEXT] == self.config.modality_pad_token_id)
+        metrics['tokens'] = jnp.sum(real, dtype=jnp.float32)
+        metrics['audio_seconds'] = jnp.sum(speech, dtype=jnp.float32) / CODES_PER_SECOND
         return loss, (metrics, extra)
+
+    def flops(self, batch: dict, frozen: tuple[str, ...]) -> tuple[float, float]:
+        """See `task.Task`."""
+        context = batch['tokens'].shape[1]
+        trainable, _ = optim.split(self.network.shapes, (*frozen, *self.frozen))
+        adapters = optim.count(trainable['lora']) if self.lora else 0
+        parts = set() if self.lora else set(trainable)
+        parts |= {'embed'} if parts & {'text_embed', 'audio_embed'} else set()
+        return flops_lib.convention(self.config, context), flops_lib.done(
+            self.config, context, parts.__contains__, tuple(self.weights), adapters
+        )
+
+    def _watched(self, batch: dict) -> dict[str, jax.Array]:
+        return {'reply': reply_positions(batch, *self.reply)} if self.reply else {}
 
 
 def reply_positions(batch: dict, turn: int, assistant: int) -> jax.Array:
@@ -169,19 +255,32 @@ def reply_positions(batch: dict, turn: int, assistant: int) -> jax.Array:
     return (opened >= 0) & own & (speaker == assistant) & (jnp.arange(t) > opened)
 
 
+def row_fault(config: LMConfig, row: Row) -> str | None:
+    """What is wrong with a packed row: ids outside the vocabularies of the model."""
+    sizes = np.array([config.vocab_size, config.audio_vocab_size])
+    tokens, labels = row['tokens'], row['labels']
+    for name, x, good in (
+        ('tokens', tokens, (tokens >= 0) & (tokens < sizes)),
+        ('labels', labels, (labels >= 0) & (labels < sizes) | (labels == IGNORE)),
+    ):
+        if not good.all():
+            at, channel = np.argwhere(~good)[0]
+            return f'{name}[{at}, {channel}] is {x[at, channel]}, the vocabulary {sizes[channel]}'
+    return None
+
+
 def make_task(config, batches: Batches | None) -> LMTask:
     """The task of a language model config on given batches (planning needs none)."""
     model = options(config.model, LMModel, 'model')
-    if model.attention not in ATTENTION:
-        known = ', '.join(ATTENTION)
-        raise InputError(f'config.model.attention is {model.attention!r}; choose one of {known}')
+    attend = choose(ATTENTION, model.attention, 'model.attention')
     reply, tokenizer = None, model.open_tokenizer()
     if tokenizer:
         reply = (tokenizer.im_start, tokenizer.encode_plain('assistant')[0])
+    loss = dataclasses.asdict(options(config.loss, LMLoss, 'loss'))
+    loss['mean'] = choose(MEAN, loss['mean'], 'loss.mean')
     return LMTask(
-        model.read(), batches, attend=ATTENTION[model.attention], remat=remat(model.remat),
-        reply=reply, lora=_lora(model.lora),
-        **dataclasses.asdict(options(config.loss, LMLoss, 'loss')),
+        model.read(), batches, attend=attend, remat=remat(model.remat),
+        reply=reply, lora=_lora(model.lora), **loss,
     )  # fmt: skip
 
 
@@ -196,11 +295,22 @@ def run(config: ConfigDict, fresh: bool) -> Run:
     data = options(config.data, LMData, 'data')
     model = options(config.model, LMModel, 'model')
     options(config.loss, LMLoss, 'loss')  # refused before data is opened
-    sources = {name: open_rows(directory) for name, directory in data.rows.items()}
-    batches = RowBatches(sources, data.batch_size, config.seed, weights=dict(data.weights))
-    task = make_task(config, batches)
+    sources, held_out = (
+        {name: open_rows(directory) for name, directory in rows.items()}
+        for rows in (data.rows, data.held_out)
+    )
+    task = make_task(config, None)
+    batches = RowBatches(
+        sources, data.batch_size, config.seed, weights=dict(data.weights),
+        skip_rows=data.skip_rows, fault=functools.partial(row_fault, task.config),
+        skip_corrupt=choose(CORRUPT, data.corrupt, 'data.corrupt'),
+    )
+    task = dataclasses.replace(
+        task, batches=batches,
+        held_out=FixedRows(held_out, data.batch_size, data.held_out_rows) if held_out else None,
+    )  # fmt: skip
     tokenizer = model.open_tokenizer()
-    for name, source in sources.items():
+    for name, source in (*sources.items(), *held_out.items()):
         check_rows(source.metadata, name, task.config, tokenizer)
     start = None
     if fresh:

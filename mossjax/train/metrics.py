@@ -1,5 +1,6 @@
 """Numbers of a run: `metrics.jsonl` (one line an interval) and TensorBoard events."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -14,6 +15,34 @@ from mossjax.paths import in_bucket
 
 NAME = 'metrics.jsonl'
 AMOUNTS = ('tokens', 'audio_seconds')
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What amounts are divided by, and what utilisation is made of.
+
+    Attributes:
+      chips: of the whole mesh.
+      peak: operations a second of one, None where nobody knows.
+      convention, done: operations a token, see `models.lm.flops`; None of other networks.
+    """
+
+    chips: int
+    peak: float | None = None
+    convention: float | None = None
+    done: float | None = None
+
+    def utilisation(self, tokens: float) -> dict[str, float]:
+        """Shares of the peak at so many tokens a second and chip.
+
+        `mfu` is by the convention. Where less is done than that, `mfu_done` is by what is done.
+        """
+        if self.peak is None or self.convention is None:
+            return {}
+        found = {'mfu': tokens * self.convention / self.peak}
+        if self.done != self.convention:
+            found['mfu_done'] = tokens * self.done / self.peak
+        return found
 
 
 class Recorder:
@@ -105,16 +134,23 @@ def read(path) -> list[dict]:
     return lines
 
 
-def summarise(steps: list[dict], seconds: float) -> dict[str, float]:
-    """Means over the steps of an interval; amounts of data as rates.
+def summarise(steps: list[dict], seconds: dict[str, float], speed: Speed) -> dict[str, float]:
+    """Means over the steps of an interval that were not skipped; amounts of data as rates.
 
     Args:
       steps: metrics of each step, host scalars.
-      seconds: that the interval took.
+      seconds: of the interval, by bucket (`clock`). Rates leave out those of `start` and `compile`,
+        which come once, and of `held_out`.
     """
-    names = [n for n in steps[0] if n != 'finite']
-    values = {name: float(np.mean([s[name] for s in steps], dtype=np.float64)) for name in names}
+    counted = [s for s in steps if s['finite']]
+    names = [n for n in steps[0] if n != 'finite'] if counted else []
+    values = {name: float(np.mean([s[name] for s in counted], dtype=np.float64)) for name in names}
+    aside = sum(seconds[name] for name in ('start', 'compile', 'held_out'))
+    working = sum(seconds.values()) - aside
     for name in AMOUNTS:
         if name in values:
-            values[f'{name}_per_second'] = values.pop(name) * len(steps) / seconds
-    return values | {'seconds_per_step': seconds / len(steps)}
+            rate = values.pop(name) * len(counted) / working / speed.chips
+            values[f'{name}_per_chip_second'] = rate
+            values |= speed.utilisation(rate) if name == 'tokens' else {}
+    values['seconds_per_step'] = working / len(steps)
+    return values | {f'seconds_{name}': spent for name, spent in seconds.items() if spent}

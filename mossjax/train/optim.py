@@ -27,7 +27,11 @@ class OptimConfig:
       warmup_steps: linear from peak / warmup_steps; cut to the length of the run.
       b1, b2, eps, weight_decay: AdamW.
       clip_norm: largest global norm of the gradients.
-      frozen: patterns of parameters that are not trained.
+      frozen: patterns of parameters that are not trained. 'trunk/.*@0:24' freezes the layers 0 to
+        23 of stacked parameters: their gradients are computed and dropped, so this saves neither
+        time nor memory.
+      thaw_every: steps after which the last of the layers frozen so is trained as well, and after
+        as many again the one before it, from the back to the front; 0 for never.
       no_decay: patterns of parameters without weight decay, beside all those with one axis.
     """
 
@@ -40,6 +44,7 @@ class OptimConfig:
     weight_decay: float = ranged(NOT_NEGATIVE, 0.1)
     clip_norm: float = ranged(POSITIVE, 1.0)
     frozen: tuple[str, ...] = ()
+    thaw_every: int = ranged(COUNT, 0)
     no_decay: tuple[str, ...] = (r'(.*/)?[^/]*(bias|scale)[^/]*',)
 
 
@@ -69,7 +74,8 @@ def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
       InputError: a pattern matches no parameter, or nothing is left to train.
     """
     flat = traverse_util.flatten_dict(params, sep='/')
-    held = {path for p in frozen for path in matching(p, list(flat), 'optim.frozen:')}
+    whole = [p for p in frozen if '@' not in p]
+    held = {path for p in whole for path in matching(p, list(flat), 'optim.frozen:')}
     if len(held) == len(flat):
         raise InputError('optim.frozen matches every parameter: nothing is left to train')
 
@@ -77,6 +83,51 @@ def split(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
         return traverse_util.unflatten_dict({p: x for p, x in flat.items() if keep(p)}, sep='/')
 
     return pick(lambda p: p not in held), pick(lambda p: p in held)
+
+
+def frozen_layers(
+    trainable: dict, axes: dict, frozen: tuple[str, ...]
+) -> dict[str, tuple[int, int]]:
+    """Path -> (first, end) of the layers that the patterns with an '@' freeze.
+
+    Args:
+      trainable: arrays or shapes, see `split`. axes: their logical axes.
+
+    Raises:
+      InputError: a pattern matches no stacked parameter, or the layers are not there.
+    """
+    flat = traverse_util.flatten_dict(trainable, sep='/')
+    names = traverse_util.flatten_dict(axes, sep='/')
+    stacked = [path for path in flat if names[path][0] == 'layers']
+    found = {}
+    for entry in (p for p in frozen if '@' in p):
+        pattern, _, layers = entry.rpartition('@')
+        first, _, end = layers.partition(':')
+        for path in matching(pattern, stacked, 'optim.frozen, layers of:'):
+            size = flat[path].shape[0]
+            if not (first.isdigit() and end.isdigit() and int(first) < int(end) <= size):
+                raise InputError(
+                    f'optim.frozen: {entry!r} ends with layers that {path} does not have; write '
+                    f'@FIRST:END with 0 <= FIRST < END <= {size}'
+                )
+            found[path] = int(first), int(end)
+    return found
+
+
+def hold(tree: dict, layers: dict[str, tuple[int, int]], thawed: jax.Array | int) -> dict:
+    """Gradients or updates with 0 in the frozen layers.
+
+    Args:
+      layers: see `frozen_layers`. thawed: of each, how many are trained again, from the last.
+    """
+    if not layers:
+        return tree
+    flat = traverse_util.flatten_dict(tree, sep='/')
+    for path, (first, end) in layers.items():
+        x = flat[path]
+        index = jnp.arange(x.shape[0]).reshape(-1, *[1] * (x.ndim - 1))
+        flat[path] = jnp.where((index >= first) & (index < end - thawed), 0, x)
+    return traverse_util.unflatten_dict(flat, sep='/')
 
 
 def join(trainable: dict, frozen: dict) -> dict:

@@ -32,6 +32,8 @@ class SpeechData:
         the file does not exist.
       tokenizer: directory with the tokenizer.json of the texts (tokenizer runs with loss.text).
       codes: codes store of the recordings (decoder).
+      skip_rows: recordings to leave out, by the names that messages give them; what else a batch
+        holds stays.
       undisturbed: share of recordings that are spoken from their undisturbed codes whatever else
         the store has (decoder).
     """
@@ -48,6 +50,7 @@ class SpeechData:
     tokenizer: str = path(default='')
     codes: str = path(default='')
     undisturbed: float = ranged(SHARE, 0.0)
+    skip_rows: tuple[str, ...] = ()
 
     def recordings(self) -> list[Recording]:
         found = [
@@ -68,7 +71,7 @@ class SpeechData:
         return {
             'seconds': self.seconds, 'seed': seed, 'buckets': self.buckets,
             'weight': speech.by_key('kind', dict(self.weights)),
-            'rows_multiple': self.rows_multiple,
+            'rows_multiple': self.rows_multiple, 'skip': tuple(self.skip_rows),
         }  # fmt: skip
 
 

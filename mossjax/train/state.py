@@ -24,7 +24,7 @@ class TrainState:
     """What one step takes and returns.
 
     Attributes:
-      step: int32 scalar, number of updates done.
+      step: int32 scalar, steps done, skipped ones among them.
       params: nested dict of float32 arrays.
       opt_state: optimiser state of the trainable parameters only.
       extra: the task's own state that no gradient trains ({} for most).
@@ -47,12 +47,16 @@ class Layout:
     Attributes:
       tx: the update rule.
       frozen: path patterns of parameters that are not trained.
+      layers: path -> frozen layers of trained parameters, see `optim.frozen_layers`.
+      thaw_every: see `optim.OptimConfig`.
       abstract: TrainState of ShapeDtypeStructs that carry their shardings.
       mesh, rules: where things live.
     """
 
     tx: optax.GradientTransformation
     frozen: tuple[str, ...]
+    layers: dict[str, tuple[int, int]]
+    thaw_every: int
     abstract: TrainState
     mesh: jax.sharding.Mesh
     rules: dict
@@ -89,7 +93,9 @@ def layout(task, config: optim.OptimConfig, total_steps: int, mesh, rules) -> La
     )
     extra = jax.tree.map(put, jax.eval_shape(task.init_extra, network.shapes))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return Layout(tx, frozen, TrainState(step, placed, opt_state, extra), mesh, rules)
+    layers = optim.frozen_layers(trainable, axes, frozen)
+    abstract = TrainState(step, placed, opt_state, extra)
+    return Layout(tx, frozen, layers, config.thaw_every, abstract, mesh, rules)
 
 
 def init(task, made: Layout, key: jax.Array, params: dict | None = None) -> TrainState:

@@ -15,8 +15,20 @@ class Task(Protocol):
     Attributes:
       network: shapes, axes and structure of the parameters (`nn.param.describe`).
 
-    A task may also have `frozen`, path patterns (see `train.optim`) of parameters that are never
-    trained, whatever the config says: constants stored among the weights.
+    A task may also have
+      frozen: path patterns (see `train.optim`) of parameters that are never trained, whatever the
+        config says: constants stored among the weights.
+      model: what a checkpoint says of its parameters, see `convert.kinds`.
+      names(step): what to call the rows of a batch, for messages.
+      counts(batch), part(params, extra, batch, key, counts): where a batch may be taken in parts.
+        `counts` is a tree of what the whole batch is divided by; `part` is `loss` of some of its
+        rows, and loss and metrics of the parts add up to those of the batch. Such a task has no
+        extra state.
+      held_out: batches of rows that are not trained on, `pipeline.FixedRows`.
+      flops(batch, frozen): operations a token, (by the convention, really done), of a batch of this
+        shape with what `frozen` and the task leave to train, see `models.lm.flops`.
+      consumed(step), at(step, rows): rows of all batches before a step (None where that is not
+        known), and the task whose batches go on from there.
     """
 
     network: Network

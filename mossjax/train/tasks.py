@@ -41,4 +41,5 @@ def make(config: ConfigDict, *, fresh: bool = True) -> Run:
     config = config.copy_and_resolve_references()
     complete(config, SECTIONS.get(config.task, {}))
     config.init_from = expand(config.init_from, 'config.init_from') if fresh else config.init_from
+    config.compilation_cache = expand(config.compilation_cache, 'config.compilation_cache')
     return FACTORIES[config.task](config, fresh)

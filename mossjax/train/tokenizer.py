@@ -178,6 +178,9 @@ class TokenizerTask:
     def size(self, step: int) -> int:
         return self.batches.size(step)
 
+    def names(self, step: int) -> list[str]:
+        return self.batches.names(step)
+
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         return self.batches.batch(step, rows)
 

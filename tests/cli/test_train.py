@@ -75,7 +75,7 @@ def lines(work):
 def test_unknown_key_on_the_command_line(path, tmp_path, capsys):
     workdir = tmp_path / 'run'
     for key, near in (
-        ('typo', 'known: compute_dtype, data'), ('optim.peak', 'did you mean peak_lr?'),
+        ('typo', 'known: accumulate, compilation_cache'), ('optim.peak', 'did you mean peak_lr?'),
         ('data.week', 'data.week is not known; '), ('mode.remat', 'did you mean model?'),
         ('steps.more', 'steps is one value'),
     ):  # fmt: skip
@@ -239,20 +239,39 @@ def test_what_a_run_started_from_may_vanish(run, tmp_path):
     assert lines(tmp_path / 'second') == [2, 4]
 
 
-def test_a_changed_config_is_said_when_a_run_goes_on(run, caplog):
+def test_a_run_goes_on_with_another_config_only_where_that_is_meant(run, capsys, caplog):
     file, work = run
-    call = ('train', '--config', file, '--workdir', work, '--config.steps=4')
+    call = ('train', '--config', file, '--workdir', work)
+    other = ('--config.optim.peak_lr=2e-3', '--config.seed=3')
+    before = listing(work)
+    said = refused(capsys, *call, *other, '--config.steps=4')
+    assert 'step 2 was written: optim.peak_lr 0.001 -> 0.002; seed 0 -> 3. Undo' in said
+    assert '--changed=optim.peak_lr,seed' in said
+    said = refused(capsys, *call, *other, '--changed=seed')
+    assert 'optim.peak_lr 0.001 -> 0.002. Undo' in said and 'seed' not in said
+    assert "names 'sede', which is no key" in refused(capsys, *call, *other, '--changed=seed,sede')
+    frozen = ('--config.optim.frozen=bias', '--changed=optim.frozen')
+    assert 'If optim.frozen or the optimiser changed' in refused(capsys, *call, *frozen)
+    assert listing(work) == before
     with caplog.at_level(logging.WARNING):
-        assert mossjax(*call, '--config.optim.peak_lr=2e-3', '--config.optim.frozen=bias') == 2
-        assert mossjax(*call, '--config.optim.peak_lr=2e-3', '--config.seed=3') == 0
+        assert mossjax(*call, *other, '--changed=optim.peak_lr,seed', '--config.steps=4') == 0
+        assert mossjax(*call, *other, '--changed=seed') == 0  # the same command, restarted
     said = [r.getMessage() for r in caplog.records if 'the config is another' in r.getMessage()]
-    assert said == [
+    assert said[1:] == [  # the first: optim.frozen
         'the config is another than when step 2 was written: optim.peak_lr 0.001 -> 0.002; '
-        'seed 0 -> 3; steps 2 -> 4'
-    ]
-    caplog.clear()
-    assert mossjax(*call, '--config.optim.peak_lr=2e-3', '--config.seed=3') == 0
-    assert not [r for r in caplog.records if 'the config is another' in r.getMessage()]
+        'seed 0 -> 3; steps 2 -> 4', 'the config is another than when step 4 was written: '
+        'steps 4 -> 2'
+    ]  # fmt: skip
+
+
+def test_a_run_that_went_wrong_says_so_in_its_exit_code(run, capsys, monkeypatch):
+    file, work = run
+    monkeypatch.setitem(tasks.FACTORIES, 'toy', lambda config, fresh: starts.Run(
+        ToyTask(poison=range(9)), config, None
+    ))
+    capsys.readouterr()
+    assert mossjax('train', '--config', file, '--workdir', work / 'new', '--config.steps=9') == 3
+    assert 'not finite at steps 1, 2, 3, 4, 5 (5 in a row' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('how', ['gone', 'cut', 'empty'])

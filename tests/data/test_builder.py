@@ -117,3 +117,18 @@ def test_nothing_to_open_or_to_write(tmp_path):
         write_rows(tmp_path, make(40), 8, config={})
     with pytest.raises(InputError, match='no complete packed data set'):
         open_rows(tmp_path)
+
+
+@pytest.mark.parametrize('left, said', [
+    (0.5, 'damaged or cut short'), (0.999, 'damaged or cut short'), (None, 'No such file'),
+])  # fmt: skip
+def test_a_file_that_is_cut_short_is_named_when_it_is_opened(tmp_path, left, said):
+    write_rows(tmp_path, make(40), 32, config={})
+    (file,) = tmp_path.rglob('*array_record*')
+    content = file.read_bytes()
+    file.unlink() if left is None else file.write_bytes(content[: int(left * len(content))])
+    with pytest.raises(InputError, match=f'{file}: damaged or cut short .*copy it') as caught:
+        open_rows(tmp_path)
+    assert said in str(caught.value)
+    file.write_bytes(content)
+    assert len(open_rows(tmp_path)) > 1

@@ -12,7 +12,7 @@ from tests.tiny_lm import close
 
 
 def closed_form(hidden, head, labels, weights):
-    """(loss sum, count, correct, d loss / d hidden, d loss / d head), float64."""
+    """(sums of CrossEntropy, d loss / d hidden and d head, the same of its square), float64."""
     hidden, head = np.asarray(hidden, np.float64), np.asarray(head, np.float64)
     counted = labels != -100
     safe = np.where(counted, labels, 0)
@@ -22,11 +22,13 @@ def closed_form(hidden, head, labels, weights):
     log_z = (top + np.log(np.exp(logits - top).sum(-1, keepdims=True)))[:, 0]
     index = np.arange(len(labels))
     nll = log_z - logits[index, safe]
-    slope = np.exp(logits - log_z[:, None])
+    chance = np.exp(logits - log_z[:, None])
+    slope = chance.copy()
     slope[index, safe] -= 1
-    slope *= weights[:, None]
+    slope, bend = slope * weights[:, None], 2 * (log_z * weights)[:, None] * chance
     correct = (logits.argmax(-1) == safe) * weights
-    return (nll * weights).sum(), weights.sum(), correct.sum(), slope @ head.T, hidden.T @ slope
+    sums = (nll * weights).sum(), weights.sum(), correct.sum(), (log_z**2 * weights).sum()
+    return sums, (slope @ head.T, hidden.T @ slope), (bend @ head.T, hidden.T @ bend)
 
 
 def draw(rng, n, d, v):
@@ -41,12 +43,14 @@ def test_sums_and_gradients_for_any_chunk(n, chunk, rng):
     labels[0] = 3
     weights = rng.random(n)
     args = jnp.float32(hidden), jnp.float32(head)
-    *sums, d_hidden, d_head = closed_form(*args, labels, weights)
+    sums, *slopes = closed_form(*args, labels, weights)
     got = cross_entropy(*args, labels, weights, chunk=chunk)
     np.testing.assert_allclose([float(x) for x in got], sums, rtol=1e-5)
-    grads = jax.grad(lambda h, w: cross_entropy(h, w, labels, weights, chunk=chunk).loss, (0, 1))
-    for ours, exact in zip(grads(*args), (d_hidden, d_head), strict=True):
-        close(ours, exact)
+    for name, exact in zip(('loss', 'square'), slopes, strict=True):
+        grads = jax.grad(
+            lambda h, w: getattr(cross_entropy(h, w, labels, weights, chunk=chunk), name), (0, 1)  # noqa: B023
+        )(*args)
+        jax.tree.map(close, grads, exact)
 
 
 @pytest.mark.parametrize('scale', [1.0, 10.0, 100.0])
@@ -64,9 +68,9 @@ def test_bfloat16_inputs_against_a_float32_oracle(scale, rng):
 
     got, (d_hidden, d_head) = jax.jit(jax.value_and_grad(total, (0, 1)))(hidden, head)
     assert got.dtype == jnp.float32 and d_head.dtype == jnp.bfloat16
-    assert float(got) == pytest.approx(exact[0], rel=1e-5)
-    close(d_hidden, exact[3], 2**-8)
-    close(d_head, exact[4], 2**-8)
+    assert float(got) == pytest.approx(exact[0][0], rel=1e-5)
+    close(d_hidden, exact[1][0], 2**-8)
+    close(d_head, exact[1][1], 2**-8)
 
 
 def test_ignored_rows_may_hold_anything(rng):

@@ -1,9 +1,11 @@
 """Configs: what is unknown is refused by name, and all shipped ones pass."""
 
+import dataclasses
 import importlib
 import pathlib
 import pkgutil
 
+from flax import traverse_util
 import ml_collections
 import pytest
 
@@ -13,7 +15,8 @@ from mossjax.cli import main as cli
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
 from mossjax.train import lm, optim, tasks
-from mossjax.train.config import changes, check, defaults, options
+from mossjax.train.config import FREE, RunConfig, changes, check, defaults, is_free, options
+from mossjax.train.lm import LMData, LMLoss, LMModel
 
 SHIPPED = sorted(
     f'{package.__name__}.{module.name}'
@@ -150,7 +153,20 @@ def test_values_of_a_task_are_checked_by_type_and_range(task, section, key, valu
 def test_changes_of_a_config():
     before = {'steps': 4, 'optim': {'frozen': ['a'], 'b1': 0.9}, 'gone': None, 'old': 1}
     now = {'steps': 4, 'optim': {'frozen': ('a',), 'b1': 0.8}, 'data': {'rows': {'x': 'y'}}}
-    assert changes(before, now) == [
-        "data.rows.x (not set) -> 'y'", 'old 1 -> (not set)', 'optim.b1 0.9 -> 0.8'
-    ]
-    assert changes(before, before) == []
+    assert changes(before, now) == {
+        'data.rows.x': "(not set) -> 'y'", 'old': '1 -> (not set)', 'optim.b1': '0.9 -> 0.8'
+    }
+    assert changes(before, before) == {}
+
+
+def test_what_may_change_when_a_run_goes_on():
+    """Keys that say how far, how watched and on what, not what the run is."""
+    free = set(filter(is_free, traverse_util.flatten_dict(defaults().to_dict(), sep='.')))
+    assert {'steps', 'keep', 'mesh.tensor', 'rules', 'init_from'} <= free
+    assert not free & {'seed', 'task', 'compute_dtype', 'optim.peak_lr', 'optim.frozen'}
+    assert is_free('data.skip_rows.a') and not is_free('data.skip') and not is_free('data.rows.a')
+    named = [name.split('.') for name in FREE]
+    kinds = {'': RunConfig, 'model': LMModel, 'loss': LMLoss, 'data': LMData}
+    for *section, key in named:
+        fields = [f.name for f in dataclasses.fields(kinds[''.join(section)])]
+        assert key in fields + ['keep']  # of recordings

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from mossjax.data.rows import IGNORE
 from mossjax.models.lm.model import TEXT
-from mossjax.train.lm import reply_positions
+from mossjax.train.lm import reply_positions, row_fault
 from tests.tiny_lm import tiny_params
 from tests.train.tiny_task import tiny_task
 
@@ -70,3 +72,18 @@ def test_logged_reply_loss_is_the_loss_with_only_replies_supervised():
     assert metrics['tokens'] == (batch['segments'] > 0).sum()
     plain, (_, _) = tiny_task().loss(jax.tree.map(jnp.asarray, params), {}, batch, None)
     np.testing.assert_allclose(plain, whole, rtol=1e-6)  # watching trains nothing
+
+
+@pytest.mark.parametrize('name, at, channel, value, said', [
+    ('tokens', 2, 0, 64, 'tokens[2, 0] is 64, the vocabulary 64'),
+    ('tokens', 0, 1, -1, 'tokens[0, 1] is -1, the vocabulary 40'),
+    ('labels', 5, 1, 40, 'labels[5, 1] is 40, the vocabulary 40'),
+    ('labels', 5, 0, -99, 'labels[5, 0] is -99, the vocabulary 64'),
+    ('labels', 5, 0, IGNORE, None),
+])  # fmt: skip
+def test_rows_with_ids_outside_the_vocabulary(name, at, channel, value, said):
+    task = tiny_task()
+    row = {key: x[0].copy() for key, x in task.batch(0).items()}
+    assert row_fault(task.config, row) is None
+    row[name][at, channel] = value
+    assert row_fault(task.config, row) == said

@@ -98,11 +98,11 @@ def test_killed_while_it_saves_loses_nothing_that_was_saved(tmp_path, whole):
     assert_same(loaded(tmp_path), loaded(whole))
 
 
-def test_sigterm_saves_exits_with_zero_and_resumes(tmp_path, whole):
+def test_sigterm_saves_asks_for_another_start_and_resumes(tmp_path, whole):
     config = toy_config(20, save_every=1000)
     with pytest.raises(SystemExit) as ended:
         fit(Signalling(tmp_path, 5, signal.SIGTERM), config, tmp_path)
-    assert ended.value.code == 0
+    assert ended.value.code == 75
     saved = Checkpoints(tmp_path / 'checkpoints').latest()
     assert 5 <= saved < 20 and max(losses(tmp_path)) == saved
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -235,20 +235,13 @@ def test_starts_from_given_parameters(tmp_path, rng):
         fit(ToyTask(), frozen, tmp_path / 'other', init_from={'kernel': given['kernel']})
 
 
-def test_stops_at_a_loss_that_is_not_finite_and_saves_nothing_after_it(tmp_path):
-    config = toy_config(8, log_every=2, save_every=2)
-    with pytest.raises(FloatingPointError, match=r'at step 6 \(of steps 5 to 6\)'):
-        fit(ToyTask(poison=5), config, tmp_path)
-    assert sorted(p.name for p in (tmp_path / 'checkpoints').glob('[0-9]*')) == ['2', '4']
-
-
 def test_metrics_files(tmp_path):
     fit(ToyTask(), toy_config(4, log_every=2), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert [line['step'] for line in lines] == [2, 4]
     for line in lines:
-        rate = line['tokens_per_second'] * line['seconds_per_step']
-        np.testing.assert_allclose(rate, 8 * D, rtol=1e-6)
+        rate = line['tokens_per_chip_second'] * line['seconds_per_step']
+        np.testing.assert_allclose(8 * rate, 8 * D, rtol=1e-6)
     (events,) = (tmp_path / 'tensorboard').iterdir()
     found = list(records(events.read_bytes()))
     theirs = RecordWriter(str(tmp_path / 'theirs'))  # the same events, framed by tensorboardX

@@ -62,6 +62,7 @@ def test_language_model_batches_are_those_of_the_data_sets(lm):
 def test_channel_weights_reach_the_loss(lm, rng):
     params = None
     losses = []
+    lm.loss.mean = 'channel'
     for text, audio in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0)):
         lm.loss.text_weight, lm.loss.audio_weight = text, audio
         task = tasks.make(lm).task

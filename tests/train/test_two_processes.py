@@ -99,7 +99,7 @@ def test_a_notice_to_one_process_stops_both_at_the_same_step(tmp_path):
         pass
     processes[1].send_signal(signal.SIGTERM)
     codes, errors = finish(processes)
-    assert codes == [0, 0], errors
+    assert codes == [75, 75], errors
     (saved,) = (int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
     assert metrics.read(lines)[-1]['step'] == saved > 2
     assert_same(loaded(tmp_path)['params'], loaded(tmp_path, saved)['params'])

@@ -1,7 +1,7 @@
 """The smallest task that uses everything a task may use, and a program that trains it.
 
     python -m tests.train.toy_task WORKDIR STEPS [signal=STEP@NUMBER@FILE] [file_limit=BYTES]
-        [process=INDEX/COUNT@PORT] [order=DEVICE,DEVICE,...] [dotted.key=value ...]
+        [hang=STEP] [process=INDEX/COUNT@PORT] [order=DEVICE,DEVICE,...] [dotted.key=value ...]
 
 A linear map learns a fixed one from noisy rows: the noise needs the step's random key, a running
 mean of the inputs is state that no gradient trains, and the rows are a function of the step.
@@ -27,9 +27,9 @@ D = 8
 
 
 class ToyTask:
-    """`poison` is a step whose rows are NaN."""
+    """`poison` are the steps whose rows are NaN."""
 
-    def __init__(self, poison=None):
+    def __init__(self, poison=()):
         self.network = describe(lambda rngs: Linear(D, D, rngs=rngs))
         self.poison = poison
 
@@ -50,7 +50,7 @@ class ToyTask:
         rng = np.random.default_rng([7, step])
         x = rng.normal(size=(8, D)).astype(np.float32)
         y = 2 * x[:, ::-1]
-        if step == self.poison:
+        if step in self.poison:
             x = x * np.nan
         rows = slice(None) if rows is None else rows
         return {'x': x[rows], 'y': np.ascontiguousarray(y)[rows]}
@@ -81,6 +81,19 @@ class Signalling(ToyTask):
             os.kill(os.getpid(), self.number)
             if self.number == signal.SIGKILL:
                 time.sleep(60)
+        return super().batch(step, rows)
+
+
+class Hanging(ToyTask):
+    """Gives no batch from one step on."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.at = step
+
+    def batch(self, step, rows=None):
+        while step >= self.at:
+            time.sleep(1)
         return super().batch(step, rows)
 
 
@@ -116,6 +129,8 @@ def main():
     limit = int(changes.pop('file_limit', 0))
     if limit:
         task = Limited(limit)
+    if hang := int(changes.pop('hang', 0)):
+        task = Hanging(hang)
     if stop:
         task = Signalling(workdir, *stop.split('@'))
     values = {key: ast.literal_eval(value) for key, value in changes.items()}

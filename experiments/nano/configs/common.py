@@ -15,6 +15,7 @@ def language_model(weights: dict[str, float], batch_size: int = 16):
     config.data.rows = {name: f'rows/{name}' for name in weights}
     config.data.weights = dict(weights)
     config.data.batch_size = batch_size
+    config.loss.mean = 'channel'
     config.optim.weight_decay = 0.05
     config.optim.b2 = 0.98
     return config

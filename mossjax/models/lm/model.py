@@ -28,10 +28,10 @@ TEXT, AUDIO = 0, 1  # channels of a grid row
 
 
 class Hidden(NamedTuple):
-    """Branch outputs after their norms, (b, t, d) each."""
+    """Branch outputs after their norms, (b, t, d) each; None of a branch that was not asked for."""
 
-    text: jax.Array
-    audio: jax.Array
+    text: jax.Array | None
+    audio: jax.Array | None
 
 
 class Logits(NamedTuple):
@@ -93,13 +93,17 @@ class LanguageModel(nnx.Module):
         table = rope.frequencies(self.config.head_dim, self.config.rope_theta)
         return rope.rotation(positions, table, dtype)
 
-    def hidden(self, tokens: jax.Array, positions: jax.Array, mask: Mask) -> Hidden:
+    def hidden(
+        self, tokens: jax.Array, positions: jax.Array, mask: Mask,
+        channels: tuple[int, ...] = (TEXT, AUDIO),
+    ) -> Hidden:  # fmt: skip
         """Branch outputs of a whole grid.
 
         Args:
           tokens: (b, t, 2) int32; audio ids below audio_vocab_size on every row.
           positions: (b, t) int32.
           mask: who sees whom, causal.
+          channels: whose branches are run.
         """
         x = self.embed(tokens)
         rotation = self.rotation(positions, x.dtype)
@@ -109,9 +113,11 @@ class LanguageModel(nnx.Module):
 
         run = functools.partial(scan_layers, body=body, remat=self.remat)
         h, _ = run(self.trunk, x)
-        text, _ = run(self.text_branch, h)
-        audio, _ = run(self.audio_branch, h)
-        return Hidden(self.text_norm(text), self.audio_norm(audio))
+        branches = (self.text_branch, self.text_norm), (self.audio_branch, self.audio_norm)
+        return Hidden(*(
+            norm(run(branch, h)[0]) if channel in channels else None
+            for channel, (branch, norm) in enumerate(branches)
+        ))
 
     def logits(self, hidden: Hidden) -> Logits:
         """Both heads; the logits keep the dtype of the activations."""

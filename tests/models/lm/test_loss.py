@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mossjax.models.lm.loss import loss
+from mossjax.models.lm.loss import loss, per_channel
 from mossjax.models.lm.model import network
 from mossjax.ops.attention import Mask
 from tests.tiny_lm import SPEECH, close, tiny_config, tiny_grid, tiny_params
@@ -51,9 +51,8 @@ def run(params, batch, text_weight=1.0, audio_weight=1.0):
     """((loss, metrics), gradients)."""
 
     def total(params):
-        return loss(
-            NET.bind(params), batch, text_weight=text_weight, audio_weight=audio_weight, chunk=16
-        )
+        weights = {'text': text_weight, 'audio': audio_weight}
+        return loss(NET.bind(params), batch, weights=weights, mean=per_channel, chunk=16)
 
     return jax.value_and_grad(total, has_aux=True)(params)
 
@@ -129,7 +128,9 @@ def test_means_are_global_over_data_parallel_devices():
     batch['labels'][3] = IGNORE
     mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-    forward = jax.jit(lambda params, batch: loss(NET.bind(params), batch, chunk=16))
+    forward = jax.jit(
+        lambda params, batch: loss(NET.bind(params), batch, mean=per_channel, chunk=16)
+    )  # fmt: skip
     total, metrics = forward(PARAMS, jax.device_put(batch, place))
     want = by_hand(examples[:3] + examples[4:])
     assert float(total) == pytest.approx(want['loss'], rel=1e-5)

@@ -1,0 +1,128 @@
+"""20 random kills of a run on four processes: is what comes out the same to the last bit?
+
+    JAX_PLATFORMS=cpu python -m experiments.proofs.random_kills \
+        --out experiments/proofs/random_kills.json
+
+A small language model is trained on four processes under `launch.local`, once in peace and then
+five times with four kills each: SIGKILL to one process or to all, SIGTERM to one, SIGKILL while a
+checkpoint is written; the first two runs are hit before their first checkpoint. A seed says when
+and whom. Every run must end with the bits of the quiet one. Runs that are in the file already, for
+the same versions and kills, are not made again.
+"""
+
+from pathlib import Path
+import re
+import subprocess
+import sys
+import tempfile
+
+from absl import app, flags, logging
+import numpy as np
+
+from experiments.proofs import exact_resume, record
+from mossjax.checkpoint import versions
+from mossjax.data.pipeline import Whole
+from mossjax.models.lm.config import LMConfig
+from mossjax.train.config import defaults
+from mossjax.train.lm import LMTask
+from mossjax.train.loop import fit
+
+HOSTS, RUNS, KILLS = 4, 5, 4
+STEPS, SAVE_EVERY = 24, 6
+KINDS = ('kill one', 'kill all', 'term one', 'kill in a save')
+SIZES = {
+    'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_shared_layers': 2,
+    'num_modality_layers': 1, 'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 8,
+    'max_position_embeddings': 64,
+}  # fmt: skip
+
+
+def task() -> LMTask:
+    config = LMConfig.from_hf(exact_resume.model().to_hf() | SIZES)
+    return LMTask(config, Whole(exact_resume.rows(config, 8, 32)))
+
+
+def run_config():
+    config = defaults()
+    config.steps, config.save_every, config.log_every = STEPS, SAVE_EVERY, 1
+    config.optim.warmup_steps = 5
+    return config
+
+
+def train(workdir: Path) -> None:
+    """What every host runs."""
+    from mossjax.parallel import distributed
+
+    distributed.start(timeout_s=600)
+    fit(task(), run_config(), workdir)
+
+
+def plan(run: int) -> list[str]:
+    """Flags of `launch.local` for the kills of a run, in the order of their steps."""
+    rng = np.random.default_rng([20, run])
+    steps = np.sort(rng.choice(np.arange(1, STEPS), KILLS, replace=False))
+    if run < 2:
+        steps[0] = min(steps[0], SAVE_EVERY - 2)
+    kinds = np.roll(KINDS, -run)
+    return [_kill(kind, int(step), rng) for kind, step in zip(kinds, steps, strict=True)]
+
+
+def _kill(kind: str, step: int, rng) -> str:
+    flag = '--term' if kind.startswith('term') else '--kill'
+    host = 'all' if kind == 'kill all' else rng.integers(HOSTS)
+    # A save is announced just before it begins, and is still being written some steps later.
+    when = f'@saving step {-(-step // SAVE_EVERY) * SAVE_EVERY}' if 'save' in kind else step
+    return f'{flag}={when}:{host}'
+
+
+def run(workdir: Path, kills: list[str]) -> dict:
+    """What became of a run: sha256 of the last state, how the hosts of each attempt ended."""
+    host = [sys.executable, '-m', 'experiments.proofs.random_kills', '--train', str(workdir)]
+    done = subprocess.run(
+        [sys.executable, '-m', 'launch.local', f'--hosts={HOSTS}', *kills, '--', *host],
+        cwd=record.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    ended = re.findall(r'hosts ended: (.*)', done.stderr)
+    if done.returncode:
+        tail = '\n'.join([*done.stdout.splitlines()[-40:], *done.stderr.splitlines()[-40:]])
+        sys.exit(f'{tail}\nthe run in {workdir} ended with {done.returncode}')
+    state = exact_resume.digest(workdir, task(), run_config())
+    return {'kills': kills, 'attempts': ended, 'state_sha256': state}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if flags.FLAGS.train:
+        train(Path(flags.FLAGS.train))
+        return
+    if not flags.FLAGS.out:
+        sys.exit('--out FILE.json is missing')
+    about = {'hosts': HOSTS, 'steps': STEPS, 'save_every': SAVE_EVERY, 'versions': versions()}
+    done = record.read(flags.FLAGS.out)
+    runs = done.get('runs', {}) if all(done.get(k) == v for k, v in about.items()) else {}
+
+    def note(name: str, facts: dict) -> None:
+        runs[name] = facts
+        command = 'JAX_PLATFORMS=cpu python -m experiments.proofs.run random_kills'
+        record.write(flags.FLAGS.out, command, {**about, 'runs': runs})
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if 'quiet' not in runs:
+            note('quiet', run(Path(scratch) / 'quiet', []))
+        wanted = runs['quiet']['state_sha256']
+        for number in range(RUNS):
+            name = f'run {number}'
+            if runs.get(name, {}).get('kills') == plan(number):
+                continue
+            logging.info('%s: %s', name, ' '.join(plan(number)))
+            facts = run(Path(scratch) / str(number), plan(number))
+            note(name, facts | {'identical': facts['state_sha256'] == wanted})
+    same = [runs[f'run {number}']['identical'] for number in range(RUNS)]
+    logging.info('%d of %d runs ended with the bits of the quiet one', sum(same), RUNS)
+    sys.exit(0 if all(same) else 1)
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('out', None, 'JSON file to write.')
+    flags.DEFINE_string('train', None, 'Train in this workdir (what a host of the proof runs).')
+    app.run(main)
