@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
 from mossjax.nn.linear import RMSNorm
 from mossjax.nn.param import normal, param
 from mossjax.nn.shard import constrain
 from mossjax.ops import rope
 from mossjax.ops.attention import Mask
+from mossjax.ops.contract import contract
 
 Rotation = tuple[jax.Array, jax.Array]  # cos, sin as made by `ops.rope.rotation`
 KeysValues = tuple[jax.Array, jax.Array]  # (b, s, k, h) each
@@ -49,12 +49,12 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, rotation: Rotation, mask: Mask, recall: Callable
     ) -> tuple[jax.Array, KeysValues]:
-        q = self.q_norm(jnp.einsum('btd,dnh->btnh', x, self.q[...].astype(x.dtype)))
-        k = self.k_norm(jnp.einsum('btd,dkh->btkh', x, self.k[...].astype(x.dtype)))
-        v = jnp.einsum('btd,dkh->btkh', x, self.v[...].astype(x.dtype))
+        q = self.q_norm(contract(x, self.q[...], 'btd,dnh->btnh'))
+        k = self.k_norm(contract(x, self.k[...], 'btd,dkh->btkh'))
+        v = contract(x, self.v[...], 'btd,dkh->btkh')
         keys, values = recall(rope.rotate(k, *rotation), v)
         y = self.attend(rope.rotate(q, *rotation), keys, values, mask)
-        return jnp.einsum('btnh,nhd->btd', y, self.o[...].astype(x.dtype)), (keys, values)
+        return contract(y, self.o[...], 'btnh,nhd->btd'), (keys, values)
 
 
 class GatedMLP(nnx.Module):
@@ -67,8 +67,9 @@ class GatedMLP(nnx.Module):
         self.down = param(rngs, (f, d), ('mlp', 'embed'), init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = jax.nn.silu(x @ self.gate[...].astype(x.dtype))
-        return (gate * (x @ self.up[...].astype(x.dtype))) @ self.down[...].astype(x.dtype)
+        gate = jax.nn.silu(contract(x, self.gate[...], 'btd,df->btf'))
+        up = contract(x, self.up[...], 'btd,df->btf')
+        return contract(gate * up, self.down[...], 'btf,fd->btd')
 
 
 class Block(nnx.Module):

@@ -1,8 +1,8 @@
 """int8 weights: symmetric, one scale for every output channel.
 
-`Int8` stands where a weight array stood. Networks only ever ask a weight for `astype(dtype)` (or
-for some of its rows), so they run on either; the compiler fuses the product into the matmul that
-reads it, and the full array is never in memory.
+`Int8` stands where a weight array stood: networks multiply through `ops.contract` and look rows up
+through `take_rows`, so they run on either. The integers go into the matmul as they are and the
+scale, which is one number a column of the result, is applied to the result.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mossjax.ops.contract import product
 
 LARGEST = 127  # -128 is not used: the range is symmetric
 
@@ -45,6 +47,13 @@ class Int8:
         if index is not Ellipsis:
             raise TypeError('an int8 weight is read whole, [...], or by rows, take_rows')
         return self
+
+    def contract(self, x: jax.Array, spec: str) -> jax.Array:
+        """einsum(spec, x, the weight): scaled in float32 after the sum, rounded once."""
+        total = product(x, self.values.astype(x.dtype), spec, jnp.float32)
+        outputs = [size for size, letter in zip(self.shape, spec.split(',')[1], strict=False)
+                   if letter in spec.split('->')[1]]
+        return (total * self.scale.reshape(outputs)).astype(x.dtype)
 
     def astype(self, dtype) -> jax.Array:
         """The weight in a floating dtype; the product is rounded once."""
