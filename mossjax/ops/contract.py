@@ -54,6 +54,8 @@ def product(x: jax.Array, w: jax.Array, spec: str, dtype=None) -> jax.Array:
         flat = x.reshape(rows, *x.shape[x.ndim - summed :])
         flat = jnp.pad(flat, [(0, TPU_ROWS - rows)] + [(0, 0)] * summed)
         y = jnp.tensordot(flat, w, summed, preferred_element_type=dtype)
+        # Or the cut moves into the matmul, and that back to vectors.
+        y = jax.lax.optimization_barrier(y)
         return y[:rows].reshape(*shape, *y.shape[1:])
 
     if not 0 < rows < TPU_ROWS:

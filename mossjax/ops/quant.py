@@ -72,6 +72,14 @@ def quantise(weight: np.ndarray, summed: tuple[int, ...]) -> tuple[np.ndarray, n
     return np.rint(weight / scale).astype(np.int8), scale
 
 
+def quantise_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(int8 values, float32 scales) of x (..., h), one scale a row; on the device."""
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    scale = jnp.where(largest > 0, largest / LARGEST, 1.0)
+    return jnp.rint(x / scale).astype(jnp.int8), scale
+
+
 def take_rows(table: jax.Array | Int8, ids: jax.Array) -> jax.Array:
     """Rows of a (v, d) table; ids outside are clipped."""
     if not isinstance(table, Int8):
