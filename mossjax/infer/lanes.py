@@ -17,7 +17,7 @@ from mossjax.models.lm import waiting
 from mossjax.models.lm.cache import Cache, Stack
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds
-from mossjax.models.lm.machine import LENGTH, RUNNING, STOP, Rules, constrain_audio
+from mossjax.models.lm.machine import LENGTH, RUNNING, STOP, Rules, channels, constrain_audio
 from mossjax.models.lm.model import AUDIO, TEXT, Hidden, LanguageModel
 
 
@@ -113,7 +113,7 @@ def advance(
     reason = jnp.where((reason == RUNNING) & (k >= settings.longest), LENGTH, reason)
     mode = jnp.where(running, mode, state.mode)
     counted = rules.remember(row, mode, ids) & running[:, None]
-    wanted = rules.channels(rules.switch(mode, row, ids))
+    wanted = channels(rules, rules.switch(mode, row, ids))
     hidden, cache = waiting.step(model, row, running, wanted, state.cache)
     hidden = jax.tree.map(
         lambda new, old: jnp.where(running[:, None, None], new, old), hidden, state.hidden
@@ -152,7 +152,7 @@ def _draw_both(model, state, mode, settings, rules, ids, draw) -> jax.Array:
     """(b, 2) ids; a channel that no running lane needs is neither computed nor drawn."""
     k = state.made + 1
     running = (state.reason == RUNNING)[:, None]
-    needed = jnp.any(rules.channels(mode) & running, axis=0)
+    needed = jnp.any(channels(rules, mode) & running, axis=0)
     keys = jax.vmap(jax.random.fold_in)(settings.keys, k)
     keys = jax.vmap(functools.partial(jax.random.split, num=2))(keys)
 

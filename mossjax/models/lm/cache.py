@@ -10,7 +10,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
 from mossjax.ops.quant import Int8, quantise_rows
 
@@ -70,21 +69,12 @@ class Cache:
         cls, config: LMConfig, lanes: int, slots: int, dtype, *, wait: int = 0,
         store: Callable = jnp.zeros,
     ) -> 'Cache':
-        """A cache for `slots` rows of each lane.
+        """A cache for `slots` rows of each lane; a branch that catches up writes `wait` rows.
 
         Args:
           wait: rows that a branch may stay behind the trunk.
           store: (shape, dtype) -> buffer, `jnp.zeros` or `int8_rows`.
-
-        Raises:
-          InputError: more slots than the model has positions.
         """
-        if slots > config.max_position_embeddings:
-            raise InputError(
-                f'{slots} rows were asked for, but the model has max_position_embeddings '
-                f'{config.max_position_embeddings}; shorten the prompt or the reply.'
-            )
-
         def stack(layers):
             shape = (layers, lanes, config.num_key_value_heads, slots, config.head_dim)
             pair = store(shape, dtype), store(shape, dtype)

@@ -34,7 +34,7 @@ class Rules:
     Attributes:
       start: (last prompt rows, ids) -> mode before the first switch.
       switch: (mode, last row, ids) -> mode of the next row.
-      channels: (mode) -> bool (b, 2): the channels whose draw gets into the row of that mode.
+      both: whether the draws of both channels get into every row; else one follows the mode.
       constrain_text: (scores (b, v), mode, speech_allowed (b,), ids) -> scores with forbidden ids
         at -inf.
       enders: (ids) -> text ids held back until min_new_tokens rows are made.
@@ -47,7 +47,7 @@ class Rules:
 
     start: Callable
     switch: Callable
-    channels: Callable
+    both: bool
     constrain_text: Callable
     enders: Callable
     write: Callable
@@ -72,6 +72,12 @@ def constrain_audio(audio: jax.Array, k, min_new, ids: GridIds) -> jax.Array:
     return jnp.where(forbidden, -jnp.inf, audio)
 
 
+def channels(rules: Rules, mode: jax.Array) -> jax.Array:
+    """bool (b, 2): the channels whose draw gets into a row of that mode (b,)."""
+    own = jnp.stack([mode == TEXT, mode == SPEECH], axis=-1)
+    return own | rules.both
+
+
 def is_stop(text_ids: jax.Array, ids: GridIds) -> jax.Array:
     return jnp.isin(text_ids, jnp.array(ids.stops))
 
@@ -94,10 +100,6 @@ def _clean_switch(mode, row, ids):
     opened = row[:, 0] == ids.sosp
     open_still = row[:, 1] != ids.eosp
     return jnp.where(mode == TEXT, opened, open_still).astype(jnp.int32)
-
-
-def _clean_channels(mode):
-    return jnp.stack([mode == TEXT, mode == SPEECH], axis=-1)
 
 
 def _clean_constrain_text(text, mode, speech_allowed, ids):
@@ -145,7 +147,7 @@ def _clean_decode(grid, ids, tokenizer):
 CLEAN = Rules(
     start=_clean_start,
     switch=_clean_switch,
-    channels=_clean_channels,
+    both=False,
     constrain_text=_clean_constrain_text,
     enders=lambda ids: ids.stops,
     write=_clean_write,
@@ -169,11 +171,6 @@ def _upstream_switch(mode, row, ids):
     """Two tests in sequence, the second on whatever the audio channel holds."""
     mode = jnp.where((mode == TEXT) & (row[:, 0] == ids.sosp), SPEECH, mode)
     return jnp.where((mode == SPEECH) & (row[:, 1] == ids.eosp), TEXT, mode)
-
-
-def _upstream_channels(mode):
-    """Both, always: the audio draw beside text stays in the grid."""
-    return jnp.ones((*mode.shape, 2), bool)
 
 
 def _upstream_constrain_text(text, mode, speech_allowed, ids):
@@ -208,7 +205,7 @@ def _upstream_decode(grid, ids, tokenizer):
 UPSTREAM = Rules(
     start=_upstream_start,
     switch=_upstream_switch,
-    channels=_upstream_channels,
+    both=True,  # the audio draw beside text stays in the grid
     constrain_text=_upstream_constrain_text,
     enders=lambda ids: (ids.eos,),
     write=_upstream_write,
