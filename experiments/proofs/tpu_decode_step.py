@@ -18,13 +18,13 @@ import jax.numpy as jnp
 
 from experiments.proofs import record
 from mossjax.convert import int8
-from mossjax.infer import generate
+from mossjax.infer import draws, generate, lanes
 from mossjax.infer.sampling import Settings
 from mossjax.models.lm.cache import Cache
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.machine import CLEAN, RUNNING
-from mossjax.models.lm.model import Hidden, network
+from mossjax.models.lm.model import network
 from mossjax.plan import compile as plan
 
 SLOTS, ROWS = 8192, 64
@@ -49,31 +49,25 @@ def lowered(kind: str, device=None):
         filler=config.audio_pad_token_id, pad=151643, eos=config.eos_token_id,
         stops=(151643, config.eos_token_id),
     )  # fmt: skip
-    settings = Settings(max_new_tokens=ROWS)  # drawn as upstream's demo does
-
-    def speak(params, state, keys):
+    def speak(params, state, settings):
         model = net.bind(params)
 
         def unfinished(state):
-            return (state.made < ROWS) & jnp.any(state.reason == RUNNING)
+            return jnp.any((state.made < ROWS) & (state.reason == RUNNING))
 
         def step(state):
-            allowed = jnp.ones((1,), bool)
-            return generate.advance(model, state, settings, keys, allowed, CLEAN, ids)
+            return lanes.advance(model, state, settings, CLEAN, ids, draws.narrow)
 
         return jax.lax.while_loop(unfinished, step, state)
 
-    row = jax.ShapeDtypeStruct((1, 1, config.hidden_size), jnp.bfloat16)
-
     def start():
-        return generate.State(
-            made=jnp.zeros((), jnp.int32), mode=jnp.ones((1,), jnp.int32),
-            reason=jnp.full((1,), RUNNING, jnp.int32), row=jnp.zeros((1, 2), jnp.int32),
-            hidden=Hidden(*[jnp.zeros(row.shape, row.dtype)] * 2),
-            seen_text=jnp.zeros((1, ids.vocab), bool),
-            seen_audio=jnp.zeros((1, ids.audio_vocab), bool),
-            cache=Cache.empty(config, 1, SLOTS, jnp.bfloat16),
-        )  # fmt: skip
+        cache = Cache.empty(config, 1, SLOTS, jnp.bfloat16, wait=generate.WAIT)
+        return lanes.State.empty(config, ids, 1, cache, jnp.bfloat16)
+
+    def settings():
+        # Drawn as upstream's demo does.
+        given = [Settings(max_new_tokens=ROWS)]
+        return draws.LaneSettings.of(given, jax.random.split(jax.random.key(0), 1), [True])
 
     def put(x):
         if device is None:
@@ -81,9 +75,7 @@ def lowered(kind: str, device=None):
         where = jax.sharding.SingleDeviceSharding(device)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
-    given = weights(config, kind), jax.eval_shape(start), jax.eval_shape(
-        lambda: jax.random.split(jax.random.key(0), 1)
-    )
+    given = weights(config, kind), jax.eval_shape(start), jax.eval_shape(settings)
     traced = jax.jit(speak, donate_argnums=1).trace(*jax.tree.map(put, given))
     return traced.lower(lowering_platforms=('tpu',))
 

@@ -152,9 +152,10 @@ class Generator:
         dtype = jax.eval_shape(model.embed, tokens).dtype
         # Under upstream's rules both branches speak at every step, so neither waits.
         wait = 0 if self.rules.both else WAIT
-        cache = Cache.empty(self.config, b, t + rows + wait, dtype, wait=wait)
-        state = State.empty(self.config, self.ids, b, cache, dtype)
         piece = min(t, PIECE)
+        longest = min(t + rows, self.config.max_position_embeddings)
+        cache = Cache.empty(self.config, b, longest, dtype, spare=piece, wait=wait)
+        state = State.empty(self.config, self.ids, b, cache, dtype)
 
         def read(i, state):
             part = jax.lax.dynamic_slice_in_dim(tokens, i * piece, piece, axis=1)

@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
 from mossjax.ops.quant import Int8, quantise_rows
 
@@ -66,15 +67,26 @@ class Cache:
 
     @classmethod
     def empty(
-        cls, config: LMConfig, lanes: int, slots: int, dtype, *, wait: int = 0,
+        cls, config: LMConfig, lanes: int, rows: int, dtype, *, spare: int = 0, wait: int = 0,
         store: Callable = jnp.zeros,
     ) -> 'Cache':
-        """A cache for `slots` rows of each lane; a branch that catches up writes `wait` rows.
+        """A cache for `rows` rows of each lane.
 
         Args:
-          wait: rows that a branch may stay behind the trunk.
+          spare: slots behind them, which the padding of a piece that is read may fall into.
+          wait: rows that a branch may stay behind the trunk; it reads as many when it catches up.
           store: (shape, dtype) -> buffer, `jnp.zeros` or `int8_rows`.
+
+        Raises:
+          InputError: more rows than the model has positions.
         """
+        if rows > config.max_position_embeddings:
+            raise InputError(
+                f'{rows} rows were asked for, but the model has max_position_embeddings '
+                f'{config.max_position_embeddings}; shorten the prompt or the reply'
+            )
+        slots = rows + max(spare, wait)
+
         def stack(layers):
             shape = (layers, lanes, config.num_key_value_heads, slots, config.head_dim)
             pair = store(shape, dtype), store(shape, dtype)
