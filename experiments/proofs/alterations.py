@@ -52,8 +52,8 @@ LANGUAGE_MODEL = (
     ),
     Alteration(
         'speech branch reads the text branch, in cached decoding only', MODEL,
-        "audio, read_audio = self.branch('audio', h, count",
-        "audio, read_audio = self.branch('audio', text, count",
+        "audio, new_audio = self.branch('audio', h,",
+        "audio, new_audio = self.branch('audio', text,",
         (CACHED,),
     ),
     Alteration(

@@ -126,26 +126,41 @@ def advance(
     )
 
 
-def cut(state: State, lane: jax.Array, length: jax.Array) -> State:
-    """Forgets what a lane has read behind `length` rows; it does not run then.
+def cut(state: State, lengths: jax.Array) -> State:
+    """Forgets what each lane has read behind lengths (b,) rows; those that lose some are stopped.
 
-    The last row that stays must be read again (`extend`) before a reply: its outputs are gone.
+    They lose what the repetition penalty counted too, and their last row that stays must be read
+    again (`extend`) before a reply: its outputs are gone.
     """
+    kept = lengths >= state.cache.trunk.length
 
     def shorter(stack: Stack) -> Stack:
-        return dataclasses.replace(
-            stack, length=stack.length.at[lane].min(length.astype(stack.length.dtype))
-        )
+        return dataclasses.replace(stack, length=jnp.minimum(stack.length, lengths))
 
     cache = state.cache
     cache = dataclasses.replace(
         cache, trunk=shorter(cache.trunk), text=shorter(cache.text), audio=shorter(cache.audio)
     )
     return dataclasses.replace(
-        state, cache=cache, reason=state.reason.at[lane].set(STOP),
-        seen_text=state.seen_text.at[lane].set(False),
-        seen_audio=state.seen_audio.at[lane].set(False),
-    )  # fmt: skip
+        state, cache=cache, reason=jnp.where(kept, state.reason, STOP),
+        seen_text=state.seen_text & kept[:, None], seen_audio=state.seen_audio & kept[:, None],
+    )
+
+
+def grown(state: State, larger: State) -> State:
+    """The same lanes with the room of `larger`, an empty state."""
+
+    def put(empty: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(empty, x, (0,) * x.ndim)
+
+    def stack(empty: Stack, own: Stack) -> Stack:
+        return Stack(jax.tree.map(put, empty.pair, own.pair), own.length)
+
+    cache, own = larger.cache, state.cache
+    return dataclasses.replace(state, cache=dataclasses.replace(
+        own, trunk=stack(cache.trunk, own.trunk), text=stack(cache.text, own.text),
+        audio=stack(cache.audio, own.audio),
+    ))  # fmt: skip
 
 
 def _draw_both(model, state, mode, settings, rules, ids, draw) -> jax.Array:

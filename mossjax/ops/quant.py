@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossjax.ops.contract import product
+from mossjax.ops.contract import TPU_ROWS, product
 
 LARGEST = 127  # -128 is not used: the range is symmetric
 
@@ -81,8 +81,25 @@ def quantise_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def take_rows(table: jax.Array | Int8, ids: jax.Array) -> jax.Array:
-    """Rows of a (v, d) table; ids outside are clipped."""
+    """Rows of a (v, d) table; ids outside are clipped.
+
+    Where it is compiled for a TPU, at least TPU_ROWS are fetched: for fewer the compiler lays the
+    whole table out anew.
+    """
     if not isinstance(table, Int8):
-        return jnp.take(table, ids, axis=0, mode='clip')
+        if not 0 < ids.size < TPU_ROWS:
+            return _rows(table, ids)
+        return jax.lax.platform_dependent(table, ids, tpu=_some_rows, default=_rows)
     rows = Int8(take_rows(table.values, ids), take_rows(table.scale, ids), table.dtype)
     return rows.astype(table.dtype)
+
+
+def _rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    return jnp.take(table, ids, axis=0, mode='clip')
+
+
+def _some_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    padded = jnp.pad(ids.reshape(-1), (0, TPU_ROWS - ids.size))
+    # Or the cut moves into the gather.
+    rows = jax.lax.optimization_barrier(_rows(table, padded))
+    return rows[: ids.size].reshape(*ids.shape, table.shape[1])

@@ -19,7 +19,7 @@ from mossjax.models.lm.config import LMConfig
 from mossjax.nn.linear import Embedding, Linear, RMSNorm
 from mossjax.nn.param import Network, describe, normal, scan_layers, stack
 from mossjax.nn.shard import constrain
-from mossjax.nn.transformer import Block
+from mossjax.nn.transformer import Block, KeysValues
 from mossjax.ops import attention as attention_ops
 from mossjax.ops import rope
 from mossjax.ops.attention import Mask
@@ -146,31 +146,38 @@ class LanguageModel(nnx.Module):
           finite and meaningless.
         """
         h, cache = self.read(tokens, count, cache, first)
-        text, read_text = self.branch('text', h, count, cache.text, first)
-        audio, read_audio = self.branch('audio', h, count, cache.audio, first)
-        return Hidden(text, audio), dataclasses.replace(cache, text=read_text, audio=read_audio)
+        text, new_text = self.branch('text', h, cache.text, first)
+        audio, new_audio = self.branch('audio', h, cache.audio, first)
+        return Hidden(text, audio), dataclasses.replace(
+            cache, text=cache.text.longer(new_text, count, first),
+            audio=cache.audio.longer(new_audio, count, first),
+        )
 
     def read(
         self, tokens: jax.Array, count: jax.Array, cache: Cache, first: jax.Array | int = 0
     ) -> tuple[jax.Array, Cache]:
         """The trunk alone, as `extend`: (trunk outputs (n, t, d), cache with a longer trunk)."""
-        h, trunk = self._run(self.trunk, self.embed(tokens), count, cache.trunk, first)
-        return h, dataclasses.replace(cache, trunk=trunk)
+        h, new = self._run(self.trunk, self.embed(tokens), cache.trunk, first)
+        return h, dataclasses.replace(cache, trunk=cache.trunk.longer(new, count, first))
 
     def branch(
-        self, name: str, h: jax.Array, count: jax.Array, past: Stack, first: jax.Array | int = 0
-    ) -> tuple[jax.Array, Stack]:
-        """The branch 'text' or 'audio' over trunk outputs h: (its outputs (n, t, d), its cache)."""
+        self, name: str, h: jax.Array, past: Stack, first: jax.Array | int = 0
+    ) -> tuple[jax.Array, KeysValues]:
+        """The branch 'text' or 'audio' over trunk outputs h (n, t, d) behind its past.
+
+        Returns:
+          (its outputs (n, t, d), what `Stack.longer` is to add to its past).
+        """
         layers, norm = {
             'text': (self.text_branch, self.text_norm),
             'audio': (self.audio_branch, self.audio_norm),
         }[name]
-        x, past = self._run(layers, h, count, past, first)
-        return norm(x), past
+        x, new = self._run(layers, h, past, first)
+        return norm(x), new
 
     def _run(
-        self, layers: nnx.Module, x: jax.Array, count: jax.Array, past: Stack, first
-    ) -> tuple[jax.Array, Stack]:
+        self, layers: nnx.Module, x: jax.Array, past: Stack, first
+    ) -> tuple[jax.Array, KeysValues]:
         """x (n, t, d) through a stack of layers behind what it has read of these lanes."""
 
         def own(buffer):
@@ -187,8 +194,7 @@ class LanguageModel(nnx.Module):
 
             return layer(x, rotation, look)
 
-        x, new = scan_layers(layers, x, body, past.pair)
-        return x, past.longer(new, count, first)
+        return scan_layers(layers, x, body, past.pair)
 
 
 def network(config: LMConfig, *, attend=attention_ops.attention, remat=keep_all) -> Network:

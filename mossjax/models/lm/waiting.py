@@ -6,7 +6,9 @@ one go when a lane turns to it or the buffer is full. When a branch runs, it cat
 lanes. The rows that come out are the same as if both branches had run at every step.
 """
 
+from collections.abc import Callable
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -45,11 +47,11 @@ def catch_up(model: LanguageModel, cache: Cache) -> Cache:
         behind, stack = getattr(cache, f'behind_{name}'), getattr(cache, name)
         if behind.shape[1]:
             lag = cache.trunk.length - stack.length
-            _, stack = jax.lax.cond(
-                jnp.any(lag > 0), lambda: _read(model, name, behind, lag, stack),  # noqa: B023
-                lambda: (jnp.zeros_like(behind[:, :1]), stack),  # noqa: B023
+            _, new = _run(
+                jnp.any(lag > 0).astype(jnp.int32),
+                functools.partial(_read, model, name, behind, lag, stack),
             )
-            cache = dataclasses.replace(cache, **{name: stack})
+            cache = dataclasses.replace(cache, **{name: stack.longer(new, lag)})
     return cache
 
 
@@ -58,27 +60,43 @@ def _branch(model, name: str, h: jax.Array, count, needed, cache: Cache):
     stack, behind = getattr(cache, name), getattr(cache, f'behind_{name}')
     room = behind.shape[1]
     if not room:
-        hidden, stack = _read(model, name, h, count, stack)
-        return hidden, dataclasses.replace(cache, **{name: stack})
+        hidden, new = _read(model, name, h, count, stack)
+        return hidden, dataclasses.replace(cache, **{name: stack.longer(new, count)})
     lag = cache.trunk.length - stack.length  # the new row included
     here = jnp.arange(room) == (lag - 1)[:, None]
     behind = jnp.where((here & (count > 0)[:, None])[..., None], h, behind)
     most = jnp.max(lag)
     run = needed | (most >= room)
-    hidden, stack = jax.lax.switch(
-        jnp.where(run, jnp.where(most > 1, 2, 1), 0),
-        [
-            lambda behind, stack: (jnp.zeros_like(h), stack),
-            lambda behind, stack: _read(model, name, behind[:, :1], lag, stack),
-            lambda behind, stack: _read(model, name, behind, lag, stack),
-        ],
-        behind, stack,
-    )  # fmt: skip
+    hidden, new = _run(
+        jnp.where(run, jnp.where(most > 1, 1, 2), 0),
+        functools.partial(_read, model, name, behind, lag, stack),
+        functools.partial(_read, model, name, behind[:, :1], lag, stack),
+    )
+    stack = stack.longer(new, jnp.where(run, lag, 0))
     return hidden, dataclasses.replace(cache, **{name: stack, f'behind_{name}': behind})
 
 
+def _run(which: jax.Array, *ways: Callable):
+    """What way number `which` - 1 gives, in the shapes of the first; zeros if it is 0.
+
+    The cache is no result of a way: its buffers would be copied into and out of the conditional.
+    """
+    shapes = jax.eval_shape(ways[0])
+
+    def padded(way):
+        def fill(x, shape):
+            return jnp.pad(x, [(0, to - n) for n, to in zip(x.shape, shape.shape, strict=True)])
+
+        return lambda: jax.tree.map(fill, way(), shapes)
+
+    def nothing():
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return jax.lax.switch(which, [nothing, *map(padded, ways)])
+
+
 def _read(model, name: str, h: jax.Array, count, stack):
-    """(outputs (b, 1, d) at the last real row, the longer stack) of one branch over h (b, t, d)."""
-    x, stack = model.branch(name, h, count, stack)
+    """One branch over h (b, t, d): (outputs (b, 1, d) at the last real row, keys and values)."""
+    x, new = model.branch(name, h, stack)
     last = jnp.maximum(count - 1, 0)[:, None, None]
-    return jnp.take_along_axis(x, last, axis=1), stack
+    return jnp.take_along_axis(x, last, axis=1), new
