@@ -34,14 +34,14 @@ ENCODER = 'tests/models/tokenizer/test_encoder.py'
 LANGUAGE_MODEL = (
     Alteration(
         'query norm removed', 'mossjax/nn/transformer.py',
-        "q = self.q_norm(jnp.einsum('btd,dnh->btnh', x, self.q[...].astype(x.dtype)))",
-        "q = jnp.einsum('btd,dnh->btnh', x, self.q[...].astype(x.dtype))",
+        "q = self.q_norm(contract(x, self.q[...], 'btd,dnh->btnh'))",
+        "q = contract(x, self.q[...], 'btd,dnh->btnh')",
         (FORWARD,),
     ),
     Alteration(
         'key norm removed', 'mossjax/nn/transformer.py',
-        "k = self.k_norm(jnp.einsum('btd,dkh->btkh', x, self.k[...].astype(x.dtype)))",
-        "k = jnp.einsum('btd,dkh->btkh', x, self.k[...].astype(x.dtype))",
+        "k = self.k_norm(contract(x, self.k[...], 'btd,dkh->btkh'))",
+        "k = contract(x, self.k[...], 'btd,dkh->btkh')",
         (FORWARD,),
     ),
     Alteration(
@@ -52,8 +52,8 @@ LANGUAGE_MODEL = (
     ),
     Alteration(
         'speech branch reads the text branch, in cached decoding only', MODEL,
-        'scan_layers(self.audio_branch, h, body, cache.audio)',
-        'scan_layers(self.audio_branch, text, body, cache.audio)',
+        "audio, new_audio = self.branch('audio', h,",
+        "audio, new_audio = self.branch('audio', text,",
         (CACHED,),
     ),
     Alteration(
@@ -81,10 +81,10 @@ LANGUAGE_MODEL = (
         (EMBEDDING, FORWARD),
     ),
     Alteration(
-        'padding on the left counts as positions', 'mossjax/models/lm/cache.py',
-        'return before + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - valid',
-        'return before + jnp.cumsum(jnp.ones_like(valid), axis=1, dtype=jnp.int32) - 1',
-        (f'{PARITY}::test_left_padding_in_a_cache_changes_nothing',),
+        'padding behind a piece counts as read', 'mossjax/models/lm/cache.py',
+        'own = jax.lax.dynamic_slice_in_dim(self.length, first, len(count)) + count',
+        'own = jax.lax.dynamic_slice_in_dim(self.length, first, len(count)) + new[0].shape[2]',
+        (f'{PARITY}::test_padding_in_a_cache_changes_nothing',),
     ),
     Alteration(
         'unused audio ids may be drawn', 'mossjax/models/lm/machine.py',
@@ -113,9 +113,9 @@ LANGUAGE_MODEL = (
         ('tests/ops/test_losses.py',),
     ),
     Alteration(
-        'one key for the draws of all steps', 'mossjax/infer/generate.py',
-        'keys = jax.vmap(jax.random.fold_in, (0, None))(keys, k)',
-        'keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0 * k)',
+        'one key for the draws of all steps', 'mossjax/infer/lanes.py',
+        'keys = jax.vmap(jax.random.fold_in)(settings.keys, k)',
+        'keys = jax.vmap(jax.random.fold_in)(settings.keys, 0 * k)',
         ('tests/infer/test_generate.py::test_steps_draw_independently',),
     ),
 )

@@ -3,14 +3,17 @@
     JAX_PLATFORMS=cpu python -m experiments.proofs.tpu_decode_step \
         --out experiments/proofs/tpu_decode_step.json
 
-One dialogue, a cache of 8,192 rows, 64 rows drawn in one compiled loop (temperature, top-k and
-top-p as released): int8 weights on a v5e (15.75 GiB), bfloat16 on a v6e. Found: bytes by the
-compiler's own account, below the chip's or the compilation fails. Not found: speed.
+A call of the engine while its lanes speak (temperature, top-k and top-p as released): int8 weights
+on a v5e (15.75 GiB), bfloat16 on a v6e. Found: bytes by the compiler's own account, below the
+chip's or the compilation fails; milliseconds of a step as `mossjax.plan.cycles` adds them up, the
+text branch at rest, beside those that the bytes alone would take; that nothing in the loop sorts a
+vocabulary or copies a table or a cache. Not found: what a real chip loses to stalls and its host.
 """
 
 import dataclasses
 import importlib.metadata
 import sys
+import tempfile
 
 from absl import app, flags, logging
 import jax
@@ -18,62 +21,67 @@ import jax.numpy as jnp
 
 from experiments.proofs import record
 from mossjax.convert import int8
-from mossjax.infer import generate
+from mossjax.infer import buckets, draws
+from mossjax.infer.engine import Programs
 from mossjax.infer.sampling import Settings
-from mossjax.models.lm.cache import Cache
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds
-from mossjax.models.lm.machine import CLEAN, RUNNING
-from mossjax.models.lm.model import Hidden, network
+from mossjax.models.lm.model import network
+from mossjax.parallel import options
 from mossjax.plan import compile as plan
+from mossjax.plan import cycles
 
-SLOTS, ROWS = 8192, 64
-CASES = {'int8@v5e:1x1': ('int8', 'v5e:1x1'), 'bfloat16@v6e:1x1': ('bfloat16', 'v6e:1x1')}
+CONFIG = LMConfig.released()
+COPIES = 16 * 2**20  # bytes of a copy that would be one of a table or a cache
+SPREAD = buckets.WAIT  # rows between two times that the text branch catches up
 
 
-def weights(config: LMConfig, kind: str) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Weights held as `kind` on one chip; lanes with room for `rows` rows each."""
+
+    kind: str
+    chip: str
+    lanes: int
+    rows: int
+
+    @property
+    def name(self) -> str:
+        return f'{self.kind}@{self.chip}, {self.lanes} x {self.rows}'
+
+
+CASES = (
+    Case('int8', 'v5e', 1, 8192),
+    Case('int8', 'v5e', 8, 1024),
+    Case('bfloat16', 'v6e', 1, 4096),
+    Case('bfloat16', 'v6e', 8, 4096),
+    Case('bfloat16', 'v6e', 16, 4096),
+)
+
+
+def weights(kind: str) -> dict:
     """Shapes of the parameters, held as int8 or bfloat16."""
-    shapes = network(config).shapes
+    shapes = network(CONFIG).shapes
     if kind == 'int8':
         return int8.abstract(shapes, jnp.bfloat16)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), shapes)
 
 
-def lowered(kind: str, device=None):
-    """The loop of ROWS rows, lowered for TPU; on the described device, or on none in particular."""
-    config = LMConfig.released()
-    net = network(config)
+def lowered(case: Case, device=None):
+    """`Programs.advance`, lowered for TPU; on the described device, or on none in particular."""
     ids = GridIds(
-        vocab=config.vocab_size, audio_vocab=config.audio_vocab_size,
-        speech=config.modality_pad_token_id, sosp=config.sosp_token_id, eosp=config.eosp_token_id,
-        filler=config.audio_pad_token_id, pad=151643, eos=config.eos_token_id,
-        stops=(151643, config.eos_token_id),
+        vocab=CONFIG.vocab_size, audio_vocab=CONFIG.audio_vocab_size,
+        speech=CONFIG.modality_pad_token_id, sosp=CONFIG.sosp_token_id,
+        eosp=CONFIG.eosp_token_id, filler=CONFIG.audio_pad_token_id, pad=151643,
+        eos=CONFIG.eos_token_id, stops=(151643, CONFIG.eos_token_id),
     )  # fmt: skip
-    settings = Settings(max_new_tokens=ROWS)  # drawn as upstream's demo does
+    programs = Programs(network(CONFIG), CONFIG, ids)
+    params = weights(case.kind)
 
-    def speak(params, state, keys):
-        model = net.bind(params)
-
-        def unfinished(state):
-            return (state.made < ROWS) & jnp.any(state.reason == RUNNING)
-
-        def step(state):
-            allowed = jnp.ones((1,), bool)
-            return generate.advance(model, state, settings, keys, allowed, CLEAN, ids)
-
-        return jax.lax.while_loop(unfinished, step, state)
-
-    row = jax.ShapeDtypeStruct((1, 1, config.hidden_size), jnp.bfloat16)
-
-    def start():
-        return generate.State(
-            made=jnp.zeros((), jnp.int32), mode=jnp.ones((1,), jnp.int32),
-            reason=jnp.full((1,), RUNNING, jnp.int32), row=jnp.zeros((1, 2), jnp.int32),
-            hidden=Hidden(*[jnp.zeros(row.shape, row.dtype)] * 2),
-            seen_text=jnp.zeros((1, ids.vocab), bool),
-            seen_audio=jnp.zeros((1, ids.audio_vocab), bool),
-            cache=Cache.empty(config, 1, SLOTS, jnp.bfloat16),
-        )  # fmt: skip
+    def settings():
+        # Drawn as upstream's demo does.
+        keys = jax.random.split(jax.random.key(0), case.lanes)
+        return draws.LaneSettings.of([Settings()] * case.lanes, keys, [True] * case.lanes)
 
     def put(x):
         if device is None:
@@ -81,21 +89,81 @@ def lowered(kind: str, device=None):
         where = jax.sharding.SingleDeviceSharding(device)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
-    given = weights(config, kind), jax.eval_shape(start), jax.eval_shape(
-        lambda: jax.random.split(jax.random.key(0), 1)
-    )
-    traced = jax.jit(speak, donate_argnums=1).trace(*jax.tree.map(put, given))
+    given = (
+        params, jax.eval_shape(lambda: programs.empty(params, case.lanes, case.rows)),
+        jax.eval_shape(settings), jax.ShapeDtypeStruct((case.lanes,), jnp.int32),
+    )  # fmt: skip
+    traced = programs.advance.trace(*jax.tree.map(put, given), draw=draws.narrow)
     return traced.lower(lowering_platforms=('tpu',))
 
 
-def prove(kind: str, topology: str) -> dict:
-    program = lowered(kind, plan.devices(topology)[0])
+def roofline(case: Case) -> float:
+    """Seconds that the bytes of a step in speech take: trunk, one branch and head, their cache."""
+    c, (_, bandwidth) = CONFIG, cycles.CHIPS[case.chip]
+    heads = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
+    layer = c.hidden_size * (heads + 3 * c.intermediate_size)
+    layers = c.num_shared_layers + c.num_modality_layers
+    matrices = layers * layer + c.hidden_size * c.audio_vocab_size
+    row = 2 * layers * c.num_key_value_heads * c.head_dim * 2
+    held = {'int8': 1, 'bfloat16': 2}[case.kind]
+    return (matrices * held + case.lanes * case.rows * row) / bandwidth
+
+
+def step_seconds(program: cycles.Program, chip: str) -> dict[str, float]:
+    """Of a step in speech, and of what the text branch adds when it catches up."""
+    body = program.longest_loop()
+
+    def taken(text_branch: int):
+        """A head runs where it is needed; of the branches one makes a row, one waits or reads."""
+        branches = iter((text_branch, 2))
+
+        def way(ways):
+            if len(ways) == 3:
+                return next(branches)
+            return int(not any(_reads_text_head(program, name) for name in ways))
+
+        return way
+
+    speaking, caught_up = (program.seconds(body, chip, taken(way)) for way in (0, 1))
+    return {'speaking': speaking, 'catching_up': caught_up - speaking}
+
+
+def _reads_text_head(program: cycles.Program, name: str) -> bool:
+    return any(str(CONFIG.vocab_size) in operation.shape for operation in program.below(name))
+
+
+def faults(program: cycles.Program) -> list[str]:
+    """Operations in the loop that sort a vocabulary, or copy a table or a cache."""
+    found = []
+    for operation in program.below(program.longest_loop()):
+        size = max(map(cycles.size, cycles.arrays(operation.shape)), default=0)
+        sorts = operation.kind == 'sort' and str(CONFIG.audio_vocab_size) in operation.shape
+        sorts |= operation.kind == 'sort' and str(CONFIG.vocab_size) in operation.shape
+        if sorts or (operation.kind == 'copy' and size >= COPIES):
+            found.append(f'{operation.kind} {operation.shape}')
+    return found
+
+
+def prove(case: Case) -> dict:
+    program = lowered(case, plan.devices(f'{case.chip}:1x1')[0])
     # Of the program on no device in particular, which can be lowered again anywhere.
-    digest = plan.program_hash(lowered(kind))
-    logging.info('%s on %s: program %s, compiling', kind, topology, digest[:12])
-    memory, seconds = plan.compile_for(program, topology)
+    digest = plan.program_hash(lowered(case))
+    logging.info('%s: program %s, compiling', case.name, digest[:12])
+    chosen = options.options(case.chip, options.SPEAK)
+    with tempfile.TemporaryDirectory() as folder:
+        told = {**chosen, 'xla_dump_to': folder}
+        memory, seconds = plan.compile_for(program, f'{case.chip}:1x1', told)
+        found = cycles.read(folder)
+    step, least = step_seconds(found, case.chip), roofline(case)
+    milliseconds = 1e3 * (step['speaking'] + step['catching_up'] / SPREAD)
     return {
         'program_sha256': digest,
+        'options': chosen,
+        'step_ms': round(milliseconds, 3),
+        'catching_up_ms': round(1e3 * step['catching_up'], 3),
+        'roofline_ms': round(1e3 * least, 3),
+        'over_roofline': round(milliseconds / (1e3 * least), 3),
+        'faults': faults(found),
         'bytes': dataclasses.asdict(memory),
         'gib': round(memory.total / 2**30, 2),
         'compile_wall_seconds': round(seconds),
@@ -108,11 +176,11 @@ def main(argv: list[str]) -> None:
     del argv
     if not flags.FLAGS.out:
         sys.exit('--out FILE.json is missing')
-    cases = {name: prove(*case) for name, case in CASES.items()}
+    cases = {case.name: prove(case) for case in CASES}
     command = 'JAX_PLATFORMS=cpu python -m experiments.proofs.run tpu_decode_step'
-    record.write(flags.FLAGS.out, command, {'slots': SLOTS, 'rows': ROWS, 'cases': cases})
+    record.write(flags.FLAGS.out, command, {'cases': cases})
     for name, case in cases.items():
-        logging.info('%s: %.2f GiB', name, case['gib'])
+        logging.info('%s: %.2f GiB, %.2f ms a step', name, case['gib'], case['step_ms'])
 
 
 if __name__ == '__main__':

@@ -22,7 +22,8 @@ from mossjax.convert.placement import Put, open_lm
 from mossjax.errors import InputError
 from mossjax.files import read_json
 from mossjax.infer import generation_config
-from mossjax.infer.generate import Generation, Generator, room
+from mossjax.infer.buckets import room
+from mossjax.infer.generate import Generation, Generator, Session
 from mossjax.infer.sampling import Settings, row_keys
 from mossjax.infer.voice import Voice
 from mossjax.models.lm import dialogue, machine
@@ -177,10 +178,14 @@ class Chat:
 
     def reply(
         self, turns: Sequence[Turn], reply: str = 'audio', settings: Settings | None = None,
-        seed: int = 0,
+        seed: int = 0, session: Session | None = None,
     ) -> Reply:
         """The reply to one dialogue; see `replies`."""
-        return self.replies([turns], reply, settings, seed)[0]
+        return self.replies([turns], reply, settings, seed, session)[0]
+
+    def session(self, dialogues: int = 1) -> Session:
+        """What remembers dialogues between calls of `replies`, so that no turn is read twice."""
+        return self.generator.session(self.params, dialogues)
 
     def replies(
         self,
@@ -188,6 +193,7 @@ class Chat:
         reply: str = 'audio',
         settings: Settings | None = None,
         seed: int = 0,
+        session: Session | None = None,
     ) -> list[Reply]:
         """Replies to several dialogues in one batch; the first equals `reply` with that seed.
 
@@ -197,6 +203,8 @@ class Chat:
           reply: 'audio' or 'text', for all of them.
           settings: how to draw and how long; `settings_for` the longest prompt by default.
           seed: of the random draws.
+          session: where as many dialogues were before; what they have in common with these is
+            not read again. It changes no reply.
 
         Raises:
           InputError: a bad dialogue, a waveform without a codec, or more rows than fit.
@@ -206,7 +214,8 @@ class Chat:
         # Codes are all that is wanted of a spoken reply; a written one must not start to speak.
         allowed = [reply == 'audio'] * len(prompts)
         keys = row_keys(seed, len(prompts))
-        made = self.generator(self.params, prompts, settings, keys, allowed)
+        session = session or self.session(len(prompts))
+        made = session(prompts, settings, keys, allowed)
         return self._speak(
             [self._read(p, generation, reply) for p, generation in zip(prompts, made, strict=True)]
         )

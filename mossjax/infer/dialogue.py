@@ -1,4 +1,6 @@
-"""A dialogue that lives on: what no longer fits the model leaves, what was heard stays as codes.
+"""A dialogue that lives on in its lane: each turn is heard, encoded and read once.
+
+What no longer fits the model leaves; then what stays is read anew.
 
     talk = Dialogue(Chat.open('model', 'codec'), 'audio')
     reply = talk.ask(audio.load('question.wav', 16000))      # reply.wav, reply.codes, ...
@@ -37,6 +39,7 @@ class Dialogue:
         self.chat, self.kind, self._say = chat, kind, say
         self._system = [] if system is None else [Turn('system', system)]
         self.turns: list[Turn] = []
+        self._session = chat.session()
         self._said: set[str] = set()
 
     def ask(self, question: str | np.ndarray, seed: int = 0) -> Reply:
@@ -54,7 +57,8 @@ class Dialogue:
         turns = self._recent(asked)
         rows = self._rows(turns)
         settings = self.chat.settings_for(rows)
-        reply = self.chat.reply([*self._system, *turns], self.kind, settings, seed)
+        given = [*self._system, *turns]
+        reply = self.chat.reply(given, self.kind, settings, seed, self._session)
         limit, usual = settings.max_new_tokens, self.chat.settings.max_new_tokens
         if len(turns) < len(asked):
             self._say_once(

@@ -6,6 +6,7 @@ import jax
 from mossjax.nn.param import fan_in, param, zeros
 from mossjax.ops import attention as attention_ops
 from mossjax.ops.attention import Mask
+from mossjax.ops.contract import contract
 
 
 class MultiHeadAttention(nnx.Module):
@@ -37,13 +38,13 @@ class MultiHeadAttention(nnx.Module):
 
     def heads(self, x: jax.Array, name: str) -> jax.Array:
         """(b, t, d) -> (b, t, n, h) by the projection 'q', 'k' or 'v'."""
-        y = jax.numpy.einsum('btd,dnh->btnh', x, getattr(self, name)[...].astype(x.dtype))
+        y = contract(x, getattr(self, name)[...], 'btd,dnh->btnh')
         bias = getattr(self, f'{name}_bias')
         return y if bias is None else y + bias[...].astype(x.dtype)
 
     def merge(self, y: jax.Array) -> jax.Array:
         """(b, t, n, h) -> (b, t, d) by the output projection."""
-        out = jax.numpy.einsum('btnh,nhd->btd', y, self.o[...].astype(y.dtype))
+        out = contract(y, self.o[...], 'btnh,nhd->btd')
         return out if self.o_bias is None else out + self.o_bias[...].astype(y.dtype)
 
     def __call__(self, x: jax.Array, mask: Mask, source: jax.Array | None = None) -> jax.Array:

@@ -5,6 +5,7 @@ import jax
 
 from mossjax.nn.param import fan_in, ones, param, zeros
 from mossjax.ops import norms
+from mossjax.ops.contract import contract
 from mossjax.ops.quant import take_rows
 
 
@@ -25,7 +26,7 @@ class Linear(nnx.Module):
         self.bias = param(rngs, (d_out,), (axes[1],), zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = contract(x, self.kernel[...], '...d,de->...e')
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

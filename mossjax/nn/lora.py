@@ -1,8 +1,8 @@
 """Low-rank adapters: W + alpha / rank * down up, as an operation on parameter trees.
 
-`Adapted` stands where a weight stood (a float array or an int8 one) and, like `ops.quant.Int8`, is
-asked for nothing but `astype`. Inside a scan each layer's product is made when the layer runs, so
-the adapted weights never exist all at once. Source: LoRA, arXiv 2106.09685.
+`Adapted` stands where a weight stood (a float array or an int8 one): in `ops.contract` the input
+goes through the weight and, beside it, through the two thin matrices, so that adapted weights
+never exist. Source: LoRA, arXiv 2106.09685.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from mossjax import values
 from mossjax.errors import InputError
 from mossjax.nn.param import Network, matching
+from mossjax.ops.contract import contract
 from mossjax.values import POSITIVE, Range, ranged
 
 # path -> (axes a matmul sums over, number of leading layer axes); (None, _) for what is no matrix
@@ -93,8 +94,19 @@ class Adapted:
             raise TypeError('an adapted weight is read whole, [...]')
         return self
 
+    def contract(self, x: jax.Array, spec: str) -> jax.Array:
+        """einsum(spec, x, the adapted weight of one layer)."""
+        left, rest = spec.split(',')
+        right, out = rest.split('->')
+        lead = ''.join(letter for letter in left if letter not in right)
+        inside = ''.join(letter for letter in right if letter in left)
+        outputs = ''.join(letter for letter in right if letter in out)
+        thin = contract(x, self.down, f'{left},{inside}r->{lead}r')
+        delta = contract(thin, self.up, f'{lead}r,r{outputs}->{out}')
+        return contract(x, self.base, spec) + self.scale * delta
+
     def astype(self, dtype) -> jax.Array:
-        """The adapted weight of one layer."""
+        """The adapted weight of one layer, for export."""
         delta = jnp.tensordot(self.down, self.up, 1) * self.scale
         return self.base.astype(dtype) + delta.astype(dtype)
 

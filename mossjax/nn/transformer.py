@@ -7,21 +7,19 @@ from collections.abc import Callable
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
 from mossjax.nn.linear import RMSNorm
 from mossjax.nn.param import normal, param
 from mossjax.nn.shard import constrain
 from mossjax.ops import rope
-from mossjax.ops.attention import Mask
+from mossjax.ops.contract import contract
 
 Rotation = tuple[jax.Array, jax.Array]  # cos, sin as made by `ops.rope.rotation`
 KeysValues = tuple[jax.Array, jax.Array]  # (b, s, k, h) each
 
 
-def as_computed(keys: jax.Array, values: jax.Array) -> KeysValues:
-    """What a layer attends to when there is no cache: the keys and values of this very input."""
-    return keys, values
+# (queries (b, t, n, h), keys (b, t, k, h), values) -> attended (b, t, n, h)
+Look = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Attention(nnx.Module):
@@ -30,14 +28,11 @@ class Attention(nnx.Module):
     Args:
       d, n, k, h: model width, query heads, key-value heads, head size.
       eps, init_std: of the norms, of the fresh kernels.
-      attend: see `ops.attention.attention`.
     """
 
     def __init__(
-        self, d: int, n: int, k: int, h: int, *, eps: float, init_std: float, attend: Callable,
-        rngs: nnx.Rngs,
+        self, d: int, n: int, k: int, h: int, *, eps: float, init_std: float, rngs: nnx.Rngs
     ):
-        self.attend = attend
         init = normal(init_std)
         self.q = param(rngs, (d, n, h), ('embed', 'heads', 'head_dim'), init)
         self.k = param(rngs, (d, k, h), ('embed', 'kv_heads', 'head_dim'), init)
@@ -47,14 +42,14 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(h, eps=eps, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, mask: Mask, recall: Callable
+        self, x: jax.Array, rotation: Rotation, look: Look
     ) -> tuple[jax.Array, KeysValues]:
-        q = self.q_norm(jnp.einsum('btd,dnh->btnh', x, self.q[...].astype(x.dtype)))
-        k = self.k_norm(jnp.einsum('btd,dkh->btkh', x, self.k[...].astype(x.dtype)))
-        v = jnp.einsum('btd,dkh->btkh', x, self.v[...].astype(x.dtype))
-        keys, values = recall(rope.rotate(k, *rotation), v)
-        y = self.attend(rope.rotate(q, *rotation), keys, values, mask)
-        return jnp.einsum('btnh,nhd->btd', y, self.o[...].astype(x.dtype)), (keys, values)
+        q = self.q_norm(contract(x, self.q[...], 'btd,dnh->btnh'))
+        k = self.k_norm(contract(x, self.k[...], 'btd,dkh->btkh'))
+        v = contract(x, self.v[...], 'btd,dkh->btkh')
+        k = rope.rotate(k, *rotation)
+        y = look(rope.rotate(q, *rotation), k, v)
+        return contract(y, self.o[...], 'btnh,nhd->btd'), (k, v)
 
 
 class GatedMLP(nnx.Module):
@@ -67,8 +62,9 @@ class GatedMLP(nnx.Module):
         self.down = param(rngs, (f, d), ('mlp', 'embed'), init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = jax.nn.silu(x @ self.gate[...].astype(x.dtype))
-        return (gate * (x @ self.up[...].astype(x.dtype))) @ self.down[...].astype(x.dtype)
+        gate = jax.nn.silu(contract(x, self.gate[...], 'btd,df->btf'))
+        up = contract(x, self.up[...], 'btd,df->btf')
+        return contract(gate * up, self.down[...], 'btf,fd->btd')
 
 
 class Block(nnx.Module):
@@ -76,29 +72,28 @@ class Block(nnx.Module):
 
     def __init__(
         self, d: int, f: int, n: int, k: int, h: int, *, eps: float, init_std: float,
-        attend: Callable, rngs: nnx.Rngs,
+        rngs: nnx.Rngs,
     ):
         self.attn_norm = RMSNorm(d, eps=eps, rngs=rngs)
-        self.attn = Attention(d, n, k, h, eps=eps, init_std=init_std, attend=attend, rngs=rngs)
+        self.attn = Attention(d, n, k, h, eps=eps, init_std=init_std, rngs=rngs)
         self.mlp_norm = RMSNorm(d, eps=eps, rngs=rngs)
         self.mlp = GatedMLP(d, f, init_std=init_std, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, mask: Mask, recall: Callable = as_computed
+        self, x: jax.Array, rotation: Rotation, look: Look
     ) -> tuple[jax.Array, KeysValues]:
         """Runs the layer.
 
         Args:
           x: (b, t, d).
           rotation: cos and sin at the positions of x.
-          mask: over the keys that `recall` returns.
-          recall: (new keys, new values) -> all keys and values to attend to; a cache writes the
-            new ones into its buffers here.
+          look: attention; what the queries see beside these keys (a mask, a cache) is its own
+            business.
 
         Returns:
-          (output, what `recall` returned).
+          (output, keys after norm and rotation and values of x).
         """
-        y, keys_values = self.attn(self.attn_norm(x), rotation, mask, recall)
+        y, keys_values = self.attn(self.attn_norm(x), rotation, look)
         x = x + y
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, ('batch', 'time', None)), keys_values

@@ -100,16 +100,20 @@ def without_kernels(text: str) -> str:
     return re.sub(r'(body\\22: \\22)[A-Za-z0-9+/=]+', r'\1', text)
 
 
-def compile_for(lowered, topology: str) -> tuple[Memory, float]:
+def compile_for(lowered, topology: str, options: dict | None = None) -> tuple[Memory, float]:
     """(memory on each device, seconds it took to compile).
+
+    Args:
+      options: the compiler's, by default those of a training step.
 
     Raises:
       OutOfMemory: the chip's memory is too small for the program.
     """
     began = time.monotonic()
-    generation = topology.split(':')[0]
+    if options is None:
+        options = OPTIONS.get(topology.split(':')[0], {})
     try:
-        compiled = lowered.compile(compiler_options=OPTIONS.get(generation, {}))
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         raise _typed(error, topology) from error
     stats = compiled.memory_analysis()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mossjax.errors import InputError
+from mossjax.infer.buckets import room
 from mossjax.infer.chat import Chat
 from mossjax.infer.dialogue import Dialogue
-from mossjax.infer.generate import room
 from mossjax.models.lm import dialogue
 from mossjax.models.lm.dialogue import Turn
 from tests.tiny_chat import CONFIG, decode, encode, write_model

@@ -10,7 +10,8 @@ import pytest
 
 from mossjax.errors import InputError
 from mossjax.infer import sampling
-from mossjax.infer.generate import Generator, bucket, computed
+from mossjax.infer.engine import computed
+from mossjax.infer.generate import Generator
 from mossjax.infer.sampling import Channel, Settings, row_keys
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds, concatenate, speech_rows, text_rows
@@ -257,8 +258,8 @@ def test_lengths_share_a_compilation(params):
         (text_rows([1] * 60, IDS), dataclasses.replace(GREEDY, max_new_tokens=5)),
     ):
         generator(params, [prompt], settings, row_keys(0, 1))
-    assert generator._run._cache_size() == 1
-    assert [bucket(n) for n in (1, 64, 65, 500)] == [64, 64, 128, 512]
+    assert generator.programs.read._cache_size() == 1
+    assert generator.programs.advance._cache_size() == 1
 
 
 def test_replies_stay_within_the_positions_of_the_model(params, generators):

@@ -1,5 +1,7 @@
 """int8 weights: against the definition in float64, and inside the whole model."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,20 @@ def test_rows_are_those_of_the_whole_table(rng):
     ids = jnp.array([[3, 10], [0, 99]])
     want = np.asarray(table.astype(jnp.float32))[np.array([[3, 10], [0, 10]])]
     np.testing.assert_array_equal(take_rows(table, ids), want)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (7,), (8,), (3, 4)])
+def test_a_tpu_fetches_eight_rows_at_least(rng, monkeypatch, shape):
+    """And they are the same: what is compiled for a TPU, run here."""
+    table = rng.normal(size=(11, 4)).astype(np.float32)
+    ids = rng.integers(0, 11, shape)
+    traced = jax.jit(take_rows).trace(jnp.asarray(table), jnp.asarray(ids))
+    for platform, rows in (('tpu', max(8, ids.size)), ('cpu', ids.size)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        (found,) = re.findall(r'stablehlo.gather.* -> tensor<([\dx]+)x4xf32>', text)
+        assert np.prod([int(n) for n in found.split('x')]) == rows
+    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, tpu, default: tpu(*args))
+    np.testing.assert_array_equal(take_rows(jnp.asarray(table), jnp.asarray(ids)), table[ids])
 
 
 @pytest.fixture(scope='module')

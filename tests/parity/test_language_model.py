@@ -69,9 +69,9 @@ def pair(tmp_path_factory):
     config, params = open_lm(directory)
     net = network(config)
 
-    def extend(params, rows, valid, cache):
+    def extend(params, rows, count, cache):
         model = net.bind(params)
-        hidden, cache = model.extend(rows, valid, cache)
+        hidden, cache = model.extend(rows, count, cache)
         return model.logits(hidden), cache
 
     return config, reference, forward_of(net), jax.jit(extend), params
@@ -100,10 +100,10 @@ def test_cached_forward(pair, chunks):
     grid, cache, got, start = tiny_grid(config, 2, 12), Cache.empty(config, 2, 15, 'float32'), [], 0
     for n in chunks:
         rows = grid[:, start : start + n]
-        logits, cache = extend(params, rows, np.ones((2, n), bool), cache)
+        logits, cache = extend(params, rows, np.array([n, n]), cache)
         got.append(logits)
         start += n
-    assert int(cache.length) == 12
+    np.testing.assert_array_equal(cache.trunk.length, [12, 12])
     for i, theirs in enumerate(expect(pair, grid)):
         close(np.concatenate([np.asarray(g[i]) for g in got], axis=1), theirs)
 
@@ -127,19 +127,24 @@ def test_left_padding_in_a_full_forward_changes_nothing(pair):
             close(ours[i, -len(grid) :], theirs[0])
 
 
-def test_left_padding_in_a_cache_changes_nothing(pair):
-    """A padded prompt, then single rows: positions count real rows, slots are common."""
+def test_padding_in_a_cache_changes_nothing(pair):
+    """Two lanes of different lengths, read in pieces of 4: positions count real rows."""
     config, _, _, extend, params = pair
-    grids, padded, valid = left_padded(config, (9, 4), 9)
-    cache, parts = Cache.empty(config, 2, 15, 'float32'), []
-    for rows in (slice(0, 7), slice(7, 8), slice(8, 9)):
-        logits, cache = extend(params, padded[:, rows], valid[:, rows], cache)
-        assert all(np.isfinite(x).all() for x in logits)
-        parts.append(logits)
-    for channel in (0, 1):
-        got = np.concatenate([np.asarray(p[channel]) for p in parts], axis=1)
+    grids = [tiny_grid(config, 1, n, seed=n)[0] for n in (9, 3)]
+    cache = Cache.empty(config, 2, 15, 'float32', spare=4)
+    found = [([], []), ([], [])]
+    for start in (0, 4, 8):
+        rows, count = np.full((2, 4, 2), 5, np.int32), np.zeros(2, np.int32)
         for i, grid in enumerate(grids):
-            close(got[i, -len(grid) :], expect(pair, grid[None])[channel][0])
+            piece = grid[start : start + 4]
+            rows[i, : len(piece)], count[i] = piece, len(piece)
+        logits, cache = extend(params, rows, count, cache)
+        assert all(np.isfinite(x).all() for x in logits)
+        for i, channel in np.ndindex(2, 2):
+            found[i][channel].append(np.asarray(logits[channel][i, : count[i]]))
+    for i, channel in np.ndindex(2, 2):
+        want = expect(pair, grids[i][None])[channel][0]
+        close(np.concatenate(found[i][channel]), want)
 
 
 def test_bfloat16_is_as_exact_as_the_reference(pair):

@@ -3,7 +3,8 @@
 All functions are pure and vectorised over the batch; a step k counts from 1:
 
     mode = rules.switch(mode, row, ids)                    # read the row before it
-    text, audio = rules.constrain(text, audio, ...)        # forbid ids
+    text = rules.constrain_text(text, mode, ...)           # forbid ids
+    audio = constrain_audio(audio, k, ...)
     row = rules.write(drawn, mode, k, max_new_tokens, ids)
     reason = rules.finish(reason, row, ids)
 
@@ -33,24 +34,25 @@ class Rules:
     Attributes:
       start: (last prompt rows, ids) -> mode before the first switch.
       switch: (mode, last row, ids) -> mode of the next row.
-      constrain: (text (b, v), audio (b, va), mode, k, min_new, speech_allowed (b,), ids) ->
-        both scores with forbidden ids at -inf.
+      both: whether the draws of both channels get into every row; else one follows the mode.
+      constrain_text: (scores (b, v), mode, speech_allowed (b,), ids) -> scores with forbidden ids
+        at -inf.
       enders: (ids) -> text ids held back until min_new_tokens rows are made.
       write: (drawn (b, 2), mode, k, max_new, ids) -> the row to append.
       finish: (reason, row, ids) -> reason after this row (LENGTH is set by the loop).
-      remember_prompt: (tokens (b, t, 2), valid (b, t), ids) -> bool (b, t, 2): ids that the
-        repetition penalty counts.
-      remember: (row, mode, ids) -> bool (b, 2): the same for a generated row.
+      counts_prompt: whether the repetition penalty counts what was said before the reply.
+      remember: (row, mode, ids) -> bool (b, 2): ids of a generated row that it counts.
       decode: (grid (n, 2), ids, tokenizer) -> (text, codes int32) of a finished reply.
     """
 
     start: Callable
     switch: Callable
-    constrain: Callable
+    both: bool
+    constrain_text: Callable
     enders: Callable
     write: Callable
     finish: Callable
-    remember_prompt: Callable
+    counts_prompt: bool
     remember: Callable
     decode: Callable
 
@@ -59,10 +61,21 @@ class Rules:
 
 
 def constrain_audio(audio: jax.Array, k, min_new, ids: GridIds) -> jax.Array:
-    """Unused ids above eosp never; eosp not in the first min_new - 1 steps."""
+    """Scores (b, va): unused ids above eosp never; eosp not in the first min_new - 1 steps.
+
+    Args:
+      k, min_new: scalars, or (b,) of each row.
+    """
     column = jnp.arange(audio.shape[-1])
-    forbidden = (column > ids.eosp) | ((column == ids.eosp) & (k < min_new))
+    early = jnp.expand_dims(jnp.asarray(k) < min_new, -1)
+    forbidden = (column > ids.eosp) | ((column == ids.eosp) & early)
     return jnp.where(forbidden, -jnp.inf, audio)
+
+
+def channels(rules: Rules, mode: jax.Array) -> jax.Array:
+    """bool (b, 2): the channels whose draw gets into a row of that mode (b,)."""
+    own = jnp.stack([mode == TEXT, mode == SPEECH], axis=-1)
+    return own | rules.both
 
 
 def is_stop(text_ids: jax.Array, ids: GridIds) -> jax.Array:
@@ -89,12 +102,12 @@ def _clean_switch(mode, row, ids):
     return jnp.where(mode == TEXT, opened, open_still).astype(jnp.int32)
 
 
-def _clean_constrain(text, audio, mode, k, min_new, speech_allowed, ids):
+def _clean_constrain_text(text, mode, speech_allowed, ids):
     """Text rows never carry the modality pad, nor sosp where only text is wanted."""
     column = jnp.arange(text.shape[-1])
     forbidden = (column == ids.speech) & (mode == TEXT)[:, None]
     forbidden |= (column == ids.sosp) & ~speech_allowed[:, None]
-    return jnp.where(forbidden, -jnp.inf, text), constrain_audio(audio, k, min_new, ids)
+    return jnp.where(forbidden, -jnp.inf, text)
 
 
 def _clean_write(drawn, mode, k, max_new, ids):
@@ -107,11 +120,6 @@ def _clean_write(drawn, mode, k, max_new, ids):
 
 def _clean_finish(reason, row, ids):
     return jnp.where((reason == RUNNING) & is_stop(row[:, 0], ids), STOP, reason)
-
-
-def _clean_remember_prompt(tokens, valid, ids):
-    del valid, ids
-    return jnp.zeros(tokens.shape, bool)
 
 
 def _clean_remember(row, mode, ids):
@@ -139,11 +147,12 @@ def _clean_decode(grid, ids, tokenizer):
 CLEAN = Rules(
     start=_clean_start,
     switch=_clean_switch,
-    constrain=_clean_constrain,
+    both=False,
+    constrain_text=_clean_constrain_text,
     enders=lambda ids: ids.stops,
     write=_clean_write,
     finish=_clean_finish,
-    remember_prompt=_clean_remember_prompt,
+    counts_prompt=False,
     remember=_clean_remember,
     decode=_clean_decode,
 )
@@ -164,9 +173,9 @@ def _upstream_switch(mode, row, ids):
     return jnp.where((mode == SPEECH) & (row[:, 1] == ids.eosp), TEXT, mode)
 
 
-def _upstream_constrain(text, audio, mode, k, min_new, speech_allowed, ids):
-    del mode, speech_allowed
-    return text, constrain_audio(audio, k, min_new, ids)
+def _upstream_constrain_text(text, mode, speech_allowed, ids):
+    del mode, speech_allowed, ids
+    return text
 
 
 def _upstream_write(drawn, mode, k, max_new, ids):
@@ -179,11 +188,6 @@ def _upstream_finish(reason, row, ids):
     """The criteria look at sample 0 only; the whole batch ends with it."""
     stop = is_stop(row[:, 0], ids)
     return jnp.where(stop[0], jnp.where(stop, STOP, BATCH), reason)
-
-
-def _upstream_remember_prompt(tokens, valid, ids):
-    del ids
-    return jnp.broadcast_to(valid[..., None], tokens.shape)
 
 
 def _upstream_remember(row, mode, ids):
@@ -201,11 +205,12 @@ def _upstream_decode(grid, ids, tokenizer):
 UPSTREAM = Rules(
     start=_upstream_start,
     switch=_upstream_switch,
-    constrain=_upstream_constrain,
+    both=True,  # the audio draw beside text stays in the grid
+    constrain_text=_upstream_constrain_text,
     enders=lambda ids: (ids.eos,),
     write=_upstream_write,
     finish=_upstream_finish,
-    remember_prompt=_upstream_remember_prompt,
+    counts_prompt=True,
     remember=_upstream_remember,
     decode=_upstream_decode,
 )

@@ -6,6 +6,7 @@ Source: arXiv 2510.00499 section 3, upstream `MossSpeechForCausalLM`.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -13,16 +14,16 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from mossjax.models.lm import cache as cache_lib
-from mossjax.models.lm.cache import Cache
+from mossjax.models.lm.cache import Cache, Stack
 from mossjax.models.lm.config import LMConfig
 from mossjax.nn.linear import Embedding, Linear, RMSNorm
 from mossjax.nn.param import Network, describe, normal, scan_layers, stack
 from mossjax.nn.shard import constrain
-from mossjax.nn.transformer import Block
+from mossjax.nn.transformer import Block, KeysValues
 from mossjax.ops import attention as attention_ops
 from mossjax.ops import rope
 from mossjax.ops.attention import Mask
+from mossjax.ops.cached_attention import cached_attention
 
 TEXT, AUDIO = 0, 1  # channels of a grid row
 
@@ -58,6 +59,7 @@ class LanguageModel(nnx.Module):
         self, config: LMConfig, *, attend=attention_ops.attention, remat=keep_all, rngs: nnx.Rngs
     ):
         self.config = config
+        self.attend = attend
         self.remat = remat
         d, init = config.hidden_size, normal(config.initializer_range)
 
@@ -65,7 +67,7 @@ class LanguageModel(nnx.Module):
             return Block(
                 d, config.intermediate_size, config.num_attention_heads,
                 config.num_key_value_heads, config.head_dim, eps=config.rms_norm_eps,
-                init_std=config.initializer_range, attend=attend, rngs=rngs,
+                init_std=config.initializer_range, rngs=rngs,
             )  # fmt: skip
 
         def head(vocab):
@@ -108,8 +110,11 @@ class LanguageModel(nnx.Module):
         x = self.embed(tokens)
         rotation = self.rotation(positions, x.dtype)
 
+        def look(q, k, v):
+            return self.attend(q, k, v, mask)
+
         def body(layer, x, _):
-            return layer(x, rotation, mask)[0], None
+            return layer(x, rotation, look)[0], None
 
         run = functools.partial(scan_layers, body=body, remat=self.remat)
         h, _ = run(self.trunk, x)
@@ -130,41 +135,72 @@ class LanguageModel(nnx.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array, mask: Mask) -> Logits:
         return self.logits(self.hidden(tokens, positions, mask))
 
-    def extend(self, tokens: jax.Array, valid: jax.Array, cache: Cache) -> tuple[Hidden, Cache]:
-        """Appends rows to a cache: a prompt, a chunk of it, or one generated row.
+    def extend(
+        self, tokens: jax.Array, count: jax.Array, cache: Cache, first: jax.Array | int = 0
+    ) -> tuple[Hidden, Cache]:
+        """Reads more rows of some lanes, with both branches: prompts or pieces of them.
 
         Args:
-          tokens: (b, t, 2) int32.
-          valid: (b, t) bool, False on padding rows (left padding of prompts, finished samples).
-          cache: what came before.
+          tokens: (n, t, 2) int32; the rows behind the real ones are padding.
+          count: (n,) int32, real rows of each lane, 0 to t.
+          cache: what came before, with slots for t more rows in these lanes, and no branch of
+            theirs waiting (`waiting.catch_up`). Without the slots the last ones are overwritten.
+          first: the lanes are first to first + n - 1.
 
         Returns:
-          (branch outputs of the new rows, the longer cache). Outputs of padding rows are finite
-          and meaningless.
-
-        Raises:
-          InputError: the rows do not fit (inside jit only seen if they exceed the whole cache).
+          (branch outputs (n, t, d) of the new rows, the longer cache). Outputs of padding rows are
+          finite and meaningless.
         """
-        cache.check_room(tokens.shape[1])
-        x = self.embed(tokens)
-        rotation = self.rotation(cache.positions(valid), x.dtype)
-        seen = cache_lib.write(cache.valid, valid, cache.length)
-        mask = Mask(causal=True, kv_valid=seen, q_offset=cache.length)
+        h, cache = self.read(tokens, count, cache, first)
+        text, new_text = self.branch('text', h, cache.text, first)
+        audio, new_audio = self.branch('audio', h, cache.audio, first)
+        return Hidden(text, audio), dataclasses.replace(
+            cache, text=cache.text.longer(new_text, count, first),
+            audio=cache.audio.longer(new_audio, count, first),
+        )
 
-        def body(layer, x, buffers):
-            def recall(*new):
-                return tuple(
-                    cache_lib.write(buffer, n, cache.length)
-                    for buffer, n in zip(buffers, new, strict=True)
-                )
+    def read(
+        self, tokens: jax.Array, count: jax.Array, cache: Cache, first: jax.Array | int = 0
+    ) -> tuple[jax.Array, Cache]:
+        """The trunk alone, as `extend`: (trunk outputs (n, t, d), cache with a longer trunk)."""
+        h, new = self._run(self.trunk, self.embed(tokens), cache.trunk, first)
+        return h, dataclasses.replace(cache, trunk=cache.trunk.longer(new, count, first))
 
-            return layer(x, rotation, mask, recall)
+    def branch(
+        self, name: str, h: jax.Array, past: Stack, first: jax.Array | int = 0
+    ) -> tuple[jax.Array, KeysValues]:
+        """The branch 'text' or 'audio' over trunk outputs h (n, t, d) behind its past.
 
-        h, trunk = scan_layers(self.trunk, x, body, cache.trunk)
-        text, text_cache = scan_layers(self.text_branch, h, body, cache.text)
-        audio, audio_cache = scan_layers(self.audio_branch, h, body, cache.audio)
-        longer = Cache(trunk, text_cache, audio_cache, seen, cache.length + tokens.shape[1])
-        return Hidden(self.text_norm(text), self.audio_norm(audio)), longer
+        Returns:
+          (its outputs (n, t, d), what `Stack.longer` is to add to its past).
+        """
+        layers, norm = {
+            'text': (self.text_branch, self.text_norm),
+            'audio': (self.audio_branch, self.audio_norm),
+        }[name]
+        x, new = self._run(layers, h, past, first)
+        return norm(x), new
+
+    def _run(
+        self, layers: nnx.Module, x: jax.Array, past: Stack, first
+    ) -> tuple[jax.Array, KeysValues]:
+        """x (n, t, d) through a stack of layers behind what it has read of these lanes."""
+
+        def own(buffer):
+            n = x.shape[0]
+            whole = n == buffer.shape[0]
+            return buffer if whole else jax.lax.dynamic_slice_in_dim(buffer, first, n)
+
+        length = own(past.length)
+        rotation = self.rotation(length[:, None] + jnp.arange(x.shape[1]), x.dtype)
+
+        def body(layer, x, pair):
+            def look(q, k, v):
+                return cached_attention(q, (k, v), jax.tree.map(own, pair), length)
+
+            return layer(x, rotation, look)
+
+        return scan_layers(layers, x, body, past.pair)
 
 
 def network(config: LMConfig, *, attend=attention_ops.attention, remat=keep_all) -> Network:

@@ -17,7 +17,6 @@ IDS = GridIds(
     vocab=14, audio_vocab=10, sosp=10, speech=11, filler=5, eosp=8, pad=12, eos=13, stops=(12, 13)
 )
 INF = -np.inf
-both = pytest.mark.parametrize('rules', [CLEAN, UPSTREAM], ids=['clean', 'upstream'])
 
 
 def column(rows, i):
@@ -61,24 +60,38 @@ def test_switch(which, rules):
 
 def constrained(rules, k, min_new=0, allowed=True):
     """Scores of zeros for a text row and a speech row."""
-    return rules.constrain(
-        jnp.zeros((2, 14)), jnp.zeros((2, 10)), jnp.array([TEXT, SPEECH]), k, min_new,
-        jnp.full((2,), allowed), IDS,
-    )  # fmt: skip
+    modes = jnp.array([TEXT, SPEECH])
+    text = rules.constrain_text(jnp.zeros((2, 14)), modes, jnp.full((2,), allowed), IDS)
+    return text, machine.constrain_audio(jnp.zeros((2, 10)), k, min_new, IDS)
 
 
-@both
-def test_unused_audio_ids_are_forbidden_in_every_mode(rules):
-    _, audio = constrained(rules, k=1)
+def test_unused_audio_ids_are_forbidden_in_every_mode():
+    _, audio = constrained(CLEAN, k=1)
     np.testing.assert_array_equal(audio, [[0] * 9 + [INF]] * 2)
 
 
-@both
 @pytest.mark.parametrize('k, open_', [(1, False), (3, False), (4, True), (5, True)])
-def test_eosp_waits_for_min_new_tokens_minus_one_steps(rules, k, open_):
-    _, audio = constrained(rules, k=k, min_new=4)
+def test_eosp_waits_for_min_new_tokens_minus_one_steps(k, open_):
+    _, audio = constrained(CLEAN, k=k, min_new=4)
     np.testing.assert_array_equal(audio[:, 8], [0 if open_ else INF] * 2)
     np.testing.assert_array_equal(audio[:, :8], 0)
+
+
+def test_each_row_has_its_own_step_and_minimum():
+    audio = machine.constrain_audio(
+        jnp.zeros((3, 10)), jnp.array([3, 4, 1]), jnp.array([4, 4, 0]), IDS
+    )
+    np.testing.assert_array_equal(audio[:, 8], [INF, 0, 0])
+
+
+@pytest.mark.parametrize(
+    'mode, clean, upstream',
+    [(TEXT, (True, False), (True, True)), (SPEECH, (False, True), (True, True))],
+)
+def test_channels_whose_draw_gets_into_a_row(mode, clean, upstream):
+    """Upstream keeps the audio draw of text rows, and draws text in speech rows too."""
+    for rules, wanted in ((CLEAN, clean), (UPSTREAM, upstream)):
+        np.testing.assert_array_equal(machine.channels(rules, jnp.array([mode])), [wanted])
 
 
 def test_text_constraints():
@@ -131,12 +144,7 @@ def test_a_finished_row_keeps_its_reason():
 
 
 def test_history():
-    tokens = jnp.array([[(12, 5), (13, 5), (11, 8)]])
-    valid = jnp.array([[False, True, True]])
-    np.testing.assert_array_equal(CLEAN.remember_prompt(tokens, valid, IDS), np.zeros((1, 3, 2)))
-    np.testing.assert_array_equal(
-        UPSTREAM.remember_prompt(tokens, valid, IDS), [[(0, 0), (1, 1), (1, 1)]]
-    )
+    assert UPSTREAM.counts_prompt and not CLEAN.counts_prompt
     rows = jnp.array([(3, 5), (10, 5), (13, 5), (11, 5), (11, 8)])
     modes = jnp.array([TEXT, TEXT, TEXT, SPEECH, SPEECH])
     np.testing.assert_array_equal(

@@ -1,0 +1,93 @@
+"""The compiler's account of a program, on one written by hand: 1.5e9 cycles a second (v5e)."""
+
+import pytest
+
+from mossjax.errors import InputError
+from mossjax.plan.cycles import CHIPS, Program
+
+CYCLE, BYTE = 1 / 1.5e9, 1 / 0.819e12
+
+
+def noted(cycles):
+    return f'backend_config={{"estimated_cycles":"{cycles}"}}'
+
+
+TEXT = f'''HloModule jit_f, is_scheduled=true
+
+%one_of_many (w: s8[32,64,128], i: s32[]) -> s8[64,128] {{
+  %w = s8[32,64,128]{{2,1,0}} parameter(0)
+  %i = s32[] parameter(1)
+  %b = s8[32,64,128]{{2,1,0}} bitcast(%w)
+  ROOT %cut = s8[1,64,128]{{2,1,0}} dynamic-slice(%b, %i), dynamic_slice_sizes={{1,64,128}}
+}}
+
+%put (c: f32[1000,128], n: f32[1,128]) -> f32[1000,128] {{
+  %c = f32[1000,128]{{1,0}} parameter(0)
+  %n = f32[1,128]{{1,0}} parameter(1)
+  ROOT %d = f32[1000,128]{{1,0}} dynamic-update-slice(%c, %n)
+}}
+
+%idle (p: f32[8]) -> f32[8] {{
+  ROOT %p = f32[8]{{0}} parameter(0)
+}}
+
+%busy (p: f32[8]) -> f32[8] {{
+  %p = f32[8]{{0:S(1)}} parameter(0)
+  ROOT %e = f32[8]{{0:S(1)}} exponential(%p), {noted(7000)}
+}}
+
+%layer (s: (f32[8], s8[32,64,128])) -> (f32[8], s8[32,64,128]) {{
+  %s = (f32[8]{{0}}, s8[32,64,128]{{2,1,0}}) parameter(0)
+  %w = s8[32,64,128]{{2,1,0}} get-tuple-element(%s), index=1
+  %i = s32[]{{:S(1)}} constant(3)
+  ROOT %f = s8[64,128]{{1,0:S(1)}} fusion(%w, %i), kind=kLoop, calls=%one_of_many, {noted(2)}
+}}
+
+%step (s: (f32[8], s8[32,64,128])) -> (f32[8], s8[32,64,128]) {{
+  %s = (f32[8]{{0}}, s8[32,64,128]{{2,1,0}}) parameter(0)
+  %x = f32[8]{{0:S(1)}} get-tuple-element(%s), index=0
+  %c = f32[1000,128]{{1,0}} constant(0)
+  %n = f32[1,128]{{1,0:S(1)}} constant(0)
+  %l = (f32[8]{{0}}, s8[32,64,128]{{2,1,0}}) while(%s), condition=%go, body=%layer, frontend_attributes={{a={{b
+}}}}, backend_config={{"known_trip_count":{{"n":"32"}}}}
+  %o = f32[8]{{0}} conditional(%i, %x, %x), branch_computations={{%idle, %busy}}
+  %k = f32[1000,128]{{1,0}} fusion(%c, %n), kind=kLoop, calls=%put
+  %m = f32[8]{{0:S(1)}} multiply(%x, %x), {noted(500)}
+  ROOT %t = (f32[8]{{0}}, s8[32,64,128]{{2,1,0}}) tuple(%o, %w)
+}}
+
+ENTRY %main (a: f32[8]) -> f32[8] {{
+  %a = (f32[8]{{0}}, s8[32,64,128]{{2,1,0}}) parameter(0)
+  ROOT %z = (f32[8]{{0}}, s8[32,64,128]{{2,1,0}}) while(%a), condition=%go, body=%step
+}}
+'''  # noqa: E501
+
+
+def test_a_step_is_added_up():
+    program = Program(TEXT)
+    assert program.entry == 'main' and program.longest_loop() == 'step'
+    # One layer's slice of the weights, from HBM into VMEM, 32 times; one row put into the cache;
+    # a product that is all in VMEM.
+    layers, row, product = 32 * 64 * 128 * BYTE, 4 * 128 * BYTE, 500 * CYCLE
+    for taken, extra in ((0, 0.0), (1, 7000 * CYCLE)):
+        ways = []
+        found = program.seconds('step', 'v5e', lambda way, n=taken: ways.append(way) or n)  # noqa: B023
+        assert ways == [['idle', 'busy']]
+        assert found == pytest.approx(layers + row + product + extra, rel=1e-9)
+
+
+def test_an_operation_is_at_least_its_bytes_or_its_note():
+    program = Program(TEXT)
+    (slice_,) = [o for o in program.computations['layer'] if o.kind == 'fusion']
+    assert program.bytes('layer', slice_) == 64 * 128  # not the 32 layers
+    loud = Program(TEXT.replace(noted(2), noted(10**6)))
+    found = loud.seconds('layer', 'v5e', lambda ways: 0)
+    assert found == pytest.approx(10**6 * CYCLE)
+    assert CHIPS['v5e'] == (1.5e9, 0.819e12)
+
+
+def test_what_stands_below_a_loop():
+    kinds = [o.kind for o in Program(TEXT).below('step')]
+    assert kinds.count('fusion') == 2 and 'exponential' in kinds and 'dynamic-slice' not in kinds
+    with pytest.raises(InputError, match='no loop'):
+        Program(TEXT.replace('while(%a)', 'call(%a)')).longest_loop()
