@@ -8,7 +8,7 @@ behind a voice of 3.2 s of the same speaker, with windows of 1, 2, 4 and 8 s. Co
 sizes with random weights, compiled by the TPU compiler for chips that are not there, float32,
 one session in steady state; the vocoder's windows are counted with what they compute again.
 
-The record also holds what the other road gave that was tried (`other_road`): the ordinary network
+The record also keeps what two roads gave (`roads`); the one not taken, b, runs the ordinary network
 on [voice | last W seconds | chunk | look-ahead], with the mel that was sent as known frames. Its
 code is in the history, at the commit named there. Fails if a second of sound takes longer than
 GATE seconds on one v5e.
@@ -182,7 +182,7 @@ def main(argv: list[str]) -> None:
     if not out:
         sys.exit('--out FILE.json is missing')
     old = record.read(out)
-    kept = {name: old[name] for name in ('decision', 'other_road') if name in old}
+    kept = {name: old[name] for name in ('decision', 'roads') if name in old}
     compiled = {topology: costs(topology) for topology in TOPOLOGIES}
     window = {'past_codes': PAST, 'voice_codes': VOICE, 'hop_codes': HOPS[-1]}
     record.write(out, 'JAX_PLATFORMS=cpu python -m experiments.proofs.run flow_stream', {
