@@ -3,8 +3,8 @@
 A stage of the released vocoder has 18 convolutions beside each other's results and 6 on the source;
 the TPU compiler needs seconds for each. Here the blocks of a stage are one batch, their kernels
 padded to the widest, and their units one loop with the dilation as data: two matrix products are
-left. Values are those of `blocks.apart` but for the order of sums. The price: a third of the products
-is with zeros.
+left. Values are those of `blocks.apart` but for the order of sums. The price: a third of the
+products is with zeros.
 """
 
 from collections.abc import Sequence
