@@ -66,3 +66,12 @@ def speaker_params() -> dict:
         value = rng.normal(0, 0.3, x.shape).astype(x.dtype)
         flat[path] = np.abs(value) + 1 if path.endswith('/var') else value
     return rules.unflatten(flat)
+
+
+def random_params(shapes) -> dict:
+    """Parameters of a network whose sound nobody judges; nothing is compiled for them."""
+    rng, flat = np.random.default_rng(0), {}
+    for path, x in rules.flatten(shapes).items():
+        scale = path.endswith('scale')
+        flat[path] = np.ones(x.shape, 'f') if scale else rng.normal(0, 0.2, x.shape).astype('f')
+    return rules.unflatten(flat)

@@ -8,7 +8,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from mossjax.convert.codec_flow import flow_network, open_flow
+from mossjax.convert.codec_flow import STEM, flow_network, open_flow
 from mossjax.convert.fingerprint import VOICE
 from mossjax.errors import InputError
 from mossjax.infer import voice as voices
@@ -82,18 +82,20 @@ class SpeechDecoder:
 
     @classmethod
     def open(
-        cls, codec_dir: str | Path, *, voice: Voice | None = None, seed: int = 0, **options
+        cls, codec_dir: str | Path, *, voice: Voice | None = None, seed: int = 0,
+        stem: str = STEM, **options,
     ) -> 'SpeechDecoder':
         """Loads `flow/` of a codec directory.
 
         Args:
           voice: by default the one in the directory (`voice.safetensors`), if it has one.
-          seed: of the vocoder's noise. options: the constructor's.
+          seed: of the vocoder's noise. stem: of the checkpoint, see `open_flow`.
+          options: the constructor's.
 
         Raises:
           InputError: files missing or damaged, or a voice that does not fit.
         """
-        config, params = open_flow(codec_dir)
+        config, params = open_flow(codec_dir, stem)
         default = Path(codec_dir) / VOICE
         if voice is None and default.is_file():
             voice = voices.load(default, codec_dir)

@@ -5,13 +5,21 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from mossjax.errors import InputError
-from mossjax.infer.flow_stream import HOPS, FlowSteps
+from mossjax.infer.flow_stream import FlowSteps
 from mossjax.infer.speech_decoder import SpeechDecoder, checked_codes
 from mossjax.infer.streaming import Pipeline, Sessions
 from mossjax.infer.vocoder import HiftVocoder
 from mossjax.infer.voice import Voice
 from mossjax.models.flow.config import FlowConfig, Window
 from mossjax.models.vocoder.hift.stream import HELD
+
+LONGEST = 25  # codes of a step, 2 s
+
+
+def growing(chunk: int, longest: int = LONGEST) -> tuple[int, ...]:
+    """Codes of a session's first step, of its second, and of all others, in whole chunks."""
+    longest = max(chunk, longest // chunk * chunk)
+    return (*(hop for hop in (chunk, 2 * chunk) if hop < longest), longest)
 
 
 class Speech(Pipeline):
@@ -46,10 +54,12 @@ class SpeechSteps:
     """
 
     def __init__(
-        self, decoder: SpeechDecoder, *, hops: Sequence[int] = HOPS, window: Window | None = None
-    ):
+        self, decoder: SpeechDecoder, *, hops: Sequence[int] | None = None,
+        window: Window | None = None,
+    ):  # fmt: skip
         """Args:
-          hops: codes of a session's first step, of the second, ... and of all others.
+          hops: codes of a session's first step, of the second, ... and of all others; `growing` by
+            default.
           window: see `FlowSteps`.
 
         Raises:
@@ -61,6 +71,7 @@ class SpeechSteps:
                 'cannot stream; give it flow/hift.pt, or decode without streaming'
             )
         self.decoder = decoder
+        hops = growing(decoder.config.chunk) if hops is None else hops
         self.flow = FlowSteps(
             decoder.config, decoder.params, window=window, hops=hops, **decoder.options
         )

@@ -18,6 +18,7 @@ from mossjax.convert import certificate, codec_flow, codec_vocoder, weight_files
 from mossjax.errors import InputError, refusal, sift
 from mossjax.infer import audio, loudness
 from mossjax.infer.speech_decoder import BATCH, SpeechDecoder
+from mossjax.infer.vocode_stream import StreamedSpeech
 from mossjax.models.flow import solver
 from mossjax.models.flow.config import FlowConfig
 
@@ -69,7 +70,7 @@ class Job:
         self.lines, self._folder, self._made_with = lines, Path(folder), made_with
         self.kept = [line for line in lines if self._done(line)]
 
-    def run(self, decoder: SpeechDecoder) -> Iterator[Spoken]:
+    def run(self, decoder: SpeechDecoder | StreamedSpeech) -> Iterator[Spoken]:
         """Speaks the lines that are left, in groups; whole groups, so that what one recording is
         does not depend on which others were there.
 
@@ -85,7 +86,7 @@ class Job:
                 if line.number not in kept:
                     yield self._save(line, wave, decoder)
 
-    def _save(self, line: Line, wave: np.ndarray, decoder: SpeechDecoder) -> Spoken:
+    def _save(self, line: Line, wave: np.ndarray, decoder) -> Spoken:
         path = self._folder / line.name
         audio.save(path, wave, decoder.rate, self._comment(line))
         clipped = int((np.abs(wave) >= decoder.vocoder.limit).sum())
@@ -189,13 +190,20 @@ def _refusal(found: Sequence[str], total: int, what: str) -> InputError:
     return InputError(found[0]) if len(found) == 1 else refusal(found, total, what)
 
 
-def made_with(codec_dir: str | os.PathLike, decoder: SpeechDecoder, seed: int) -> bytes:
-    """A hash of all that recordings are made of beside their codes: decoder, voice, seed."""
+def made_with(
+    codec_dir: str | os.PathLike, decoder: SpeechDecoder | StreamedSpeech, seed: int,
+    stem: str = codec_flow.STEM, steps: Sequence[int] = (),
+) -> bytes:  # fmt: skip
+    """A hash of all that recordings are made of beside their codes: decoder, voice, seed.
+
+    Args:
+      stem: of the flow decoder's checkpoint. steps: of a stream, in codes.
+    """
     flow, voice = Path(codec_dir) / 'flow', decoder.voice
     files = [flow / 'config.yaml', *(
-        weight_files.find(flow, stem) for stem in (codec_flow.STEM, codec_vocoder.STEM)
+        weight_files.find(flow, name) for name in (stem, codec_vocoder.STEM)
     )]
-    found = hashlib.sha256(str(seed).encode())
+    found = hashlib.sha256(','.join(map(str, [seed, *steps])).encode())
     for file in files:
         if file is not None and file.is_file():
             found.update(certificate.file_record(file)['sha256'].encode())

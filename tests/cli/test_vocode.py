@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -10,9 +11,14 @@ import pytest
 import soundfile
 
 from mossjax.cli import main as cli
+from mossjax.convert import codec_flow
+from mossjax.convert.codec_flow import flow_network
 from mossjax.convert.codec_vocoder import hift_network, open_hift
-from mossjax.infer import audio, voice
+from mossjax.infer import audio, vocode, voice
+from mossjax.infer.speech_decoder import SpeechDecoder
+from mossjax.infer.vocode_stream import streaming_stem
 from mossjax.infer.voice import Voice
+from mossjax.models.flow.config import FlowConfig
 from mossjax.models.vocoder.hift import source
 from tests import tiny_codec
 
@@ -136,3 +142,54 @@ def test_a_codec_that_cannot_speak(codec, codes, tmp_path, capsys):
     path = codes({'codes': [1]})
     assert run('--codec', tmp_path / 'deaf', '--codes', path, '--out', tmp_path / 'out') == 2
     assert 'neither flow.safetensors nor flow.pt' in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def small(codec, tmp_path_factory):
+    """The codec with a smaller flow decoder, whose weights are random."""
+    root = tmp_path_factory.mktemp('small') / 'codec'
+    shutil.copytree(codec, root)
+    config = FlowConfig(
+        vocab_size=97, input_size=12, width=16, heads=2, ff_width=24, blocks=1, up_blocks=1,
+        channels=8, head_dim=4, estimator_heads=2, transformers=1, mid_blocks=1,
+    )  # fmt: skip
+    for file in (root / 'flow').glob('flow.*'):
+        file.unlink()
+    params = tiny_codec.random_params(flow_network(config).shapes)
+    codec_flow.save_flow(root, config, params)
+    return root
+
+
+def test_a_stream_speaks_and_says_what_it_cost(small, codes, tmp_path, capsys):
+    path = codes({'path': 'long', 'codes': [1, 2, 3, 4] * 8})
+    args = ('--codec', small, '--codes', path, '--out', tmp_path / 'out', '--stream', '--chunk', 5)
+    assert run(*args) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r'first sound after [\d.]+ s \(median of 1\), [\d.]+ s a second of sound, '
+        r'\d\.\d MB a session at any length', said[-1]
+    )
+    assert soundfile.info(tmp_path / 'out/long.wav').frames == 1920 * 32
+    # Steps of another length make another sound, so nothing is taken for done.
+    made = {
+        vocode.made_with(small, SpeechDecoder.open(small), 0, steps=steps)
+        for steps in ((), (5,), (5, 10))
+    }
+    assert len(made) == 3
+
+
+def test_what_streaming_refuses(small, codes, tmp_path, capsys):
+    args = ('--codec', small, '--codes', codes({'codes': [1]}), '--out', tmp_path / 'out')
+    assert run(*args, '--chunk', 5) == 2
+    assert '--chunk is the length of the steps of --stream' in capsys.readouterr().err
+    assert run(*args, '--stream', '--chunk', 7) == 2
+    assert 'steps of 7 codes: this codec speaks in chunks of 5' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_the_checkpoint_that_learned_in_chunks_streams(small, tmp_path):
+    config = codec_flow.open_config(small)
+    assert streaming_stem(small, config) == 'flow'
+    root = shutil.copytree(small, tmp_path / 'codec')
+    (root / 'flow/flow-chunk-5.pt').touch()
+    assert streaming_stem(root, config) == 'flow-chunk-5'

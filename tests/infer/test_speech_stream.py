@@ -7,13 +7,13 @@ import pytest
 from mossjax.convert.codec_flow import flow_network
 from mossjax.errors import InputError
 from mossjax.infer.speech_decoder import SpeechDecoder
-from mossjax.infer.speech_stream import SpeechSteps
+from mossjax.infer.speech_stream import SpeechSteps, growing
 from mossjax.infer.streaming import Session
 from mossjax.infer.vocoder import HiftVocoder
 from mossjax.models.flow.config import FlowConfig, Window
 from mossjax.nn.weight_norm import fold
 from tests.joins import at_joins_and_elsewhere
-from tests.tiny_codec import HIFT, hift_params
+from tests.tiny_codec import HIFT, hift_params, random_params
 
 FLOW = FlowConfig(
     vocab_size=50, input_size=12, xvector_size=6, width=16, heads=2, ff_width=24, blocks=1,
@@ -24,7 +24,7 @@ FRAME, HELD = 480, 8
 
 
 def speech_steps(vocoder, hops):
-    params = flow_network(FLOW).init(jax.random.key(0))
+    params = random_params(flow_network(FLOW).shapes)
     decoder = SpeechDecoder(FLOW, params, vocoder=vocoder, steps=2)
     return SpeechSteps(decoder, hops=hops, window=WINDOW)
 
@@ -91,6 +91,14 @@ def test_a_session_goes_on_after_ten_minutes(steps, codes):
     assert sessions.bytes_each == before == sum(
         x.nbytes for part in (flow, vocoder) for x in jax.tree.leaves(part.state)
     ) // 2
+
+
+def test_steps_grow_in_whole_chunks():
+    assert growing(5) == (5, 10, 25)
+    assert growing(5, 10) == (5, 10)
+    assert growing(5, 5) == (5,)
+    assert growing(25) == (25,)
+    assert growing(7) == (7, 14, 21)
 
 
 def test_what_a_session_refuses(steps, codes):
