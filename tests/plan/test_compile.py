@@ -88,9 +88,10 @@ def test_recorded_speaking_step_is_the_one_of_today(case):
     found = json.loads(pathlib.Path(tpu_decode_step.__file__).with_suffix('.json').read_text())
     found = found['cases'][case.name]
     assert 9 < found['gib'] < {'v5e': 15.75, 'v6e': 31.2}[case.chip]
-    most = {1: 1.5}.get(case.lanes, 1.3) * found['roofline_ms']
-    if case.chip == 'v5e':
-        most = {8192: 16, 1024: 20}[case.rows]
-    assert found['step_ms'] <= most and found['faults'] == []
+    if not case.piece:
+        most = {1: 1.5}.get(case.lanes, 1.3) * found['roofline_ms']
+        if case.chip == 'v5e':
+            most = {8192: 16, 1024: 20}[case.rows]
+        assert found['step_ms'] <= most and found['faults'] == []
     if found['jax'] == jax.__version__:
         assert found['program_sha256'] == plan.program_hash(program)
