@@ -18,6 +18,7 @@ from mossjax.errors import InputError
 from mossjax.ops import flash_backward, flash_blocks, flash_forward, flash_mask
 from mossjax.ops.attention import Mask
 from mossjax.ops.flash_blocks import LANES, Blocks
+from mossjax.ops.flash_mask import Sight
 
 # What the backward kernel needs of the forward one: a remat policy that saves this name avoids a
 # second forward kernel. The same name as `ops.splash.RESIDUALS`: one policy serves both.
@@ -47,26 +48,32 @@ def flash(
     Raises:
       InputError: a bias, a head size above 128, or operands that are not all float32 or bfloat16.
     """
-    return with_roads(
-        q, k, v, mask, bias=bias, scale=scale, blocks=blocks, interpret=interpret
+    seen = flash_mask.sight(mask, q.shape[1], k.shape[1])
+    return attend(
+        q, k, v, seen, bias=bias, scale=scale, blocks=blocks, interpret=interpret
     )[0]
 
 
-def with_roads(
-    q, k, v, mask, *, bias=None, scale=None, blocks=None, interpret=False
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: Sight, *,
+    bias: jax.Array | None = None, scale: float | None = None,
+    blocks: tuple[Blocks, Blocks] | None = None, interpret=False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`flash`, and which of its tiles took a bound on their scores for the maximum:
-    (b, k, tiles of queries) bool, see `ops.flash_forward`."""
+    """`flash` under a mask as arrays: all masks of one shape are one program.
+
+    Returns:
+      (what `flash` returns, and which of its tiles of queries took a bound on their scores for
+      the maximum: (b, k, tiles) bool, see `ops.flash_forward`).
+    """
     check(q, k, v, bias)
     h = q.shape[3]
     scale = h**-0.5 if scale is None else scale
     if blocks is None:
         here = flash_blocks.generation()
         blocks = flash_blocks.FORWARD[here], flash_blocks.BACKWARD[here]
-    seen = flash_mask.sight(mask, q.shape[1], k.shape[1])
-    narrow = (_merge(x) for x in (q, k, v))
     size = -(-h // LANES) * LANES
-    out, known = _attend((q.shape[2], size, scale, blocks, interpret), *narrow, seen)
+    static = q.shape[2], size, scale, blocks, interpret
+    out, known = _attend(static, *(_merge(x) for x in (q, k, v)), seen)
     return out.reshape(*q.shape[:3], size)[..., :h], known
 
 

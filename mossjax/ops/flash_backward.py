@@ -102,7 +102,7 @@ def _scratch(fit: Fit, h: int, dtype, outer: bool) -> list:
     row = pltpu.VMEM((tile.SUBLANES, fit.columns), jnp.float32)
     summed = (2, fit.positions, fit.group * h) if fit.loads > 1 else (1, 8, 128)
     return [
-        pltpu.VMEM((fit.columns, h), dtype),  # scaled queries, head above head
+        pltpu.VMEM((fit.columns, h), dtype),  # queries, head above head
         pltpu.VMEM((fit.columns, h), dtype),  # d_out alike
         pltpu.VMEM(queries if outer else (8, 128), dtype),  # both transposed
         pltpu.VMEM(queries if outer else (8, 128), dtype),
@@ -123,7 +123,7 @@ def _scratch(fit: Fit, h: int, dtype, outer: bool) -> list:
 
 def _kernel(
     visits, q, k, v, out, d_out, log_sum, q_segments, limit, kv_segments, dq, dk, dv,
-    scaled, d_outs, scaled_t, d_outs_t, keys_t, dq_t, dk_sum, dv_sum, log_sums, products, weights,
+    queries, d_outs, queries_t, d_outs_t, keys_t, dq_t, dk_sum, dv_sum, log_sums, products, weights,
     d_scores, columns, keys, dq_parts, semaphore, *, fit: Fit, h: int, scale: float,
     outer: bool, order: tuple[str, ...], kv_heads: int,
 ):  # fmt: skip
@@ -136,20 +136,14 @@ def _kernel(
     def _():
         dk_sum[...] = jnp.zeros_like(dk_sum)
         dv_sum[...] = jnp.zeros_like(dv_sum)
-
-        def turn(block, _):
-            at = pl.ds(pl.multiple_of(block * fit.keys, fit.keys), fit.keys)
-            keys_t[:, at] = k[at].T
-
-        lax.fori_loop(0, fit.visits, turn, None)
+        tile.transpose(fit, k, keys_t)
 
     @pl.when(visits[0, 1] > 0)
     def _():
         for n, lanes, own in heads:
-            block = (q[:, lanes].astype(jnp.float32) * (scale * tile.LOG2E)).astype(q.dtype)
-            scaled[own], d_outs[own] = block, d_out[:, lanes]
+            queries[own], d_outs[own] = q[:, lanes], d_out[:, lanes]
             if outer:
-                scaled_t[:, own], d_outs_t[:, own] = block.T, d_out[:, lanes].T
+                queries_t[:, own], d_outs_t[:, own] = q[:, lanes].T, d_out[:, lanes].T
             product = out[:, lanes].astype(jnp.float32) * d_out[:, lanes].astype(jnp.float32)
             products[:, own] = tile.dot(ones, product, tile.ROWS_BY_ROWS)
             log_sums[:, own] = tile.everywhere(log_sum[n : n + 1])
@@ -157,7 +151,7 @@ def _kernel(
 
     dq_t[...] = jnp.zeros_like(dq_t)
     state = _State(
-        fit, sights, part * fit.resident, outer, order, k, v, scaled, d_outs, scaled_t, d_outs_t, keys_t,
+        fit, sights, part * fit.resident, scale, outer, order, k, v, queries, d_outs, queries_t, d_outs_t, keys_t,
         dq_t, dk_sum, dv_sum, log_sums, products, weights, d_scores,
     )
     tile.walk(fit, visits, state.score, state.gather)
@@ -177,7 +171,7 @@ def _kernel(
     def _():
         def write(block, _):
             at = pl.ds(pl.multiple_of(block * fit.keys, fit.keys), fit.keys)
-            for sums, grad, factor in ((dk_sum, dk, 1 / tile.LOG2E), (dv_sum, dv, 1.0)):
+            for sums, grad, factor in ((dk_sum, dk, scale), (dv_sum, dv, 1.0)):
                 whole = sums[:, at].T if outer else sums[at]
                 grad[at] = (whole * factor).astype(grad.dtype)
 
@@ -212,34 +206,35 @@ class _State:
     """The two halves of the work on a strip, see `flash_tile.walk`."""
 
     def __init__(
-        self, fit, sights, first, outer, order, k, v, scaled, d_outs, scaled_t, d_outs_t, keys_t, dq_t,
+        self, fit, sights, first, scale, outer, order, k, v, queries, d_outs, queries_t, d_outs_t, keys_t, dq_t,
         dk, dv, log_sums, products, weights, d_scores,
     ):
         self.fit, self.sights, self.first, self.k, self.v = fit, sights, first, k, v
-        self.outer, self.order = outer, order
-        self.scaled, self.d_outs = scaled, d_outs
-        self.scaled_t, self.d_outs_t = scaled_t, d_outs_t
+        self.scale, self.outer, self.order = scale * tile.LOG2E, outer, order
+        self.queries, self.d_outs = queries, d_outs
+        self.queries_t, self.d_outs_t = queries_t, d_outs_t
         self.keys_t, self.dq_t, self.dk, self.dv = keys_t, dq_t, dk, dv
         self.log_sums, self.products = log_sums, products
         self.weights, self.d_scores = weights, d_scores
 
     def score(self, strip: int, begin, masked: bool) -> tile.Pieces:
-        """Probabilities of a strip, and the gradients of its scores in base 2 over ln 2."""
+        """Probabilities of a strip, and the gradients of its scores."""
         slot, own = strip % 2, tile.strip_columns(self.fit, strip)
-        log_sums, products = self.log_sums[:, own][None], self.products[:, own][None]
+        log_sums, products = self.log_sums[:, own], self.products[:, own]
         for row in range(0, self.fit.keys, self.fit.rows):
             here, at = slice(row, row + self.fit.rows), pl.ds(begin + row, self.fit.rows)
             product = {
-                'scores': lambda at=at: tile.dot(self.k[at], self.scaled[own], tile.ROWS_BY_ROWS),
+                'scores': lambda at=at: tile.dot(self.k[at], self.queries[own], tile.ROWS_BY_ROWS),
                 'd_weights': lambda at=at: tile.dot(
                     self.v[at], self.d_outs[own], tile.ROWS_BY_ROWS
                 ),
             }
             made = {name: product[name]() for name in self.order if name in product}
             scores, d_weights = made['scores'], made['d_weights']
+            scores = tile.by_sublane(scores * self.scale)
             if masked:
                 scores = self.sights.hide(scores, strip, begin, row, self.first + begin)
-            weights = jnp.exp2(tile.by_sublane(scores) - log_sums)
+            weights = jnp.exp2(scores - log_sums)
             d_scores = weights * (tile.by_sublane(d_weights) - products)
             self.weights[slot, here] = tile.flat(weights).astype(self.weights.dtype)
             self.d_scores[slot, here] = tile.flat(d_scores).astype(self.weights.dtype)
@@ -258,7 +253,7 @@ class _State:
                 elif name == 'dv':
                     self._add(self.dv, at, own, weights, self.d_outs, self.d_outs_t)
                 elif name == 'dk':
-                    self._add(self.dk, at, own, d_scores, self.scaled, self.scaled_t)
+                    self._add(self.dk, at, own, d_scores, self.queries, self.queries_t)
             yield
         self.dq_t[:, own] = dq_t
 

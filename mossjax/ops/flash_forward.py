@@ -7,6 +7,7 @@ bound stands for the maximum: nothing is searched and nothing rescaled (Qwen3 no
 keys). Elsewhere the maximum is found on the way. The tile's own norms decide.
 """
 
+from collections.abc import Iterator
 import functools
 
 import jax
@@ -25,6 +26,7 @@ NOTHING = 1e30  # log-sum-exp of a query that sees no key: its probabilities are
 # 2^(SHIFT - 2 BOUND) = 2^-100, so what is 2^-26 times smaller is still a normal float32.
 SHIFT = 64.0
 BOUND = 82.0
+ONES = 16  # rows of ones below V^T: the product that sums values sums their weights as well
 
 
 def forward(
@@ -110,13 +112,13 @@ def forward(
 def _scratch(fit: Fit, h: int, dtype) -> list:
     strip = 2, fit.keys, fit.strip
     return [
-        pltpu.VMEM((fit.columns, h), dtype),  # scaled queries, head above head
-        pltpu.VMEM((h, fit.columns), jnp.float32),  # O^T so far
+        pltpu.VMEM((fit.columns, h), dtype),  # queries, head above head
+        pltpu.VMEM((h + ONES, fit.resident), dtype),  # values transposed, ones below
+        pltpu.VMEM((h + ONES, fit.columns), jnp.float32),  # O^T so far, sums of weights below
         pltpu.VMEM((tile.SUBLANES, fit.columns), jnp.float32),  # maximum so far, or the bound
-        pltpu.VMEM((tile.SUBLANES, fit.columns), jnp.float32),  # sums so far, one for each sublane
         pltpu.VMEM(strip, jnp.float32),  # scores of two strips
-        pltpu.VMEM(strip, dtype),  # probabilities of two strips
-        pltpu.VMEM((2, tile.SUBLANES, fit.strip), jnp.float32),  # their maxima, or their sums
+        pltpu.VMEM(strip, dtype),  # weights of two strips
+        pltpu.VMEM((2, tile.SUBLANES, fit.strip), jnp.float32),  # maxima of two strips
         pltpu.VMEM((2, tile.SUBLANES, fit.columns), jnp.int32),
         pltpu.VMEM((fit.keys, 128), jnp.int32),
         pltpu.SMEM((1,), jnp.int32),  # is the bound the maximum?
@@ -125,31 +127,37 @@ def _scratch(fit: Fit, h: int, dtype) -> list:
 
 def _kernel(
     load, longest, visits, q, k, v, q_segments, limit, kv_segments, out, log_sum, known,
-    scaled, acc, top, total, scores, weights, aside, columns, keys, road, *, fit: Fit, h: int,
-    scale: float,
+    queries, values_t, acc, top, scores, weights, largest, columns, keys, road, *, fit: Fit,
+    h: int, scale: float,
 ):  # fmt: skip
-    part = pl.program_id(2)
+    head, number, part = (pl.program_id(axis) for axis in range(3))
     sights = tile.Sights(fit, q_segments, limit, kv_segments, columns, keys)
     heads = tile.heads(fit, h)
+    scale *= tile.LOG2E
+
+    @pl.when((number == 0) | (fit.loads > 1))
+    def _():
+        values_t[h:] = jnp.ones((ONES, fit.resident), values_t.dtype)
+        tile.transpose(fit, v, values_t)
 
     @pl.when(part == 0)
     def _():
         for _, lanes, own in heads:
-            block = q[:, lanes].astype(jnp.float32) * (scale * tile.LOG2E)
-            scaled[own] = block.astype(scaled.dtype)
+            queries[own] = q[:, lanes]
         acc[...] = jnp.zeros_like(acc)
-        total[...] = jnp.zeros_like(total)
         sights.start()
-        squares = scaled[...] * scaled[...]
+        squares = queries[...] * queries[...]
         norms = tile.dot(jnp.ones((tile.SUBLANES, h), squares.dtype), squares, tile.ROWS_BY_ROWS)
-        bound = jnp.sqrt(norms) * longest[pl.program_id(0)]
+        bound = jnp.sqrt(norms) * (longest[head] * scale)
         close = jnp.max(bound) <= BOUND
         top[...] = jnp.where(close, bound - SHIFT, tile.UNSEEN)
         road[0] = close.astype(jnp.int32)
         known[...] = jnp.full(known.shape, road[0])
 
-    first = part * fit.resident
-    state = _State(fit, sights, first, k, v, scaled, acc, top, total, scores, weights, aside)
+    state = _State(
+        fit, sights, part * fit.resident, scale, k, queries, values_t, acc, top, scores, weights,
+        largest,
+    )
 
     @pl.when(road[0] > 0)
     def _():
@@ -161,9 +169,9 @@ def _kernel(
 
     @pl.when(part == fit.loads - 1)
     def _():
-        sums = jnp.sum(total[...], axis=0, keepdims=True)
+        sums = acc[h : h + 1]
         some = sums > 0
-        attended = acc[...] * jnp.where(some, 1.0 / sums, 0.0)
+        attended = acc[:h] * jnp.where(some, 1.0 / sums, 0.0)
         logs = jnp.where(some, top[:1] + jnp.log2(sums), NOTHING)
         for n, lanes, own in heads:
             out[:, lanes] = attended[:, own].T.astype(out.dtype)
@@ -174,79 +182,69 @@ class _State:
     """The two roads' halves, see `flash_tile.walk`."""
 
     def __init__(
-        self, fit, sights, first, k, v, scaled, acc, top, total, scores, weights, aside
+        self, fit, sights, first, scale, k, queries, values_t, acc, top, scores, weights, largest
     ):
-        self.fit, self.sights, self.first, self.k, self.v = fit, sights, first, k, v
-        self.scaled, self.acc, self.top, self.total = scaled, acc, top, total
-        self.scores, self.weights, self.aside = scores, weights, aside
+        self.fit, self.sights, self.first, self.scale = fit, sights, first, scale
+        self.k, self.queries, self.values_t, self.acc, self.top = k, queries, values_t, acc, top
+        self.scores, self.weights, self.largest = scores, weights, largest
+
+    def _rows(self) -> Iterator[tuple[int, slice]]:
+        for row in range(0, self.fit.keys, self.fit.rows):
+            yield row, slice(row, row + self.fit.rows)
 
     def _scores(self, strip: int, begin, row: int, masked: bool) -> jax.Array:
+        """In base 2, [rows / 8, 8, strip]."""
         keys = self.k[pl.ds(begin + row, self.fit.rows)]
         own = tile.strip_columns(self.fit, strip)
-        scores = tile.dot(keys, self.scaled[own], tile.ROWS_BY_ROWS)
+        # Scaled here, not in q: there the product would be rounded once more.
+        scores = tile.by_sublane(tile.dot(keys, self.queries[own], tile.ROWS_BY_ROWS) * self.scale)
         if not masked:
             return scores
         return self.sights.hide(scores, strip, begin, row, self.first + begin)
 
     def _values(self, begin, row: int, weights: jax.Array) -> jax.Array:
-        values = self.v[pl.ds(begin + row, self.fit.rows)]
-        return tile.dot(values, weights, tile.COLUMNS_BY_COLUMNS)
-
-    def _rows(self) -> range:
-        return range(0, self.fit.keys, self.fit.rows)
+        return tile.dot(self.values_t[:, pl.ds(begin + row, self.fit.rows)], weights)
 
     def score(self, strip: int, begin, masked: bool) -> tile.Pieces:
         """Scores of a strip and the largest in each column, one for each sublane."""
-        slot, own = strip % 2, tile.strip_columns(self.fit, strip)
+        slot = strip % 2
         largest = jnp.full((tile.SUBLANES, self.fit.strip), tile.HIDDEN, jnp.float32)
-        for row in self._rows():
+        for row, here in self._rows():
             scores = self._scores(strip, begin, row, masked)
-            self.scores[slot, row : row + self.fit.rows] = scores
-            largest = jnp.maximum(largest, jnp.max(tile.by_sublane(scores), axis=0))
+            self.scores[slot, here] = tile.flat(scores)
+            largest = jnp.maximum(largest, jnp.max(scores, axis=0))
             yield
-        self.aside[slot] = largest
+        self.largest[slot] = largest
 
     def weigh_and_gather(self, strip: int, begin) -> tile.Pieces:
-        """Probabilities of those scores under the new maximum, and their values' sum."""
+        """Weights of those scores under the new maximum, and the sum of their values."""
         slot, own = strip % 2, tile.strip_columns(self.fit, strip)
         before = self.top[:, own]
-        top = jnp.maximum(
-            before, tile.everywhere(jnp.max(self.aside[slot], axis=0, keepdims=True))
-        )
-        decay = jnp.exp2(before - top)
-        total = self.total[:, own] * decay
+        largest = jnp.max(self.largest[slot], axis=0, keepdims=True)
+        top = jnp.maximum(before, tile.everywhere(largest))
         self.top[:, own] = top
         gathered = None
-        for row in self._rows():
-            scores = tile.by_sublane(self.scores[slot, row : row + self.fit.rows])
-            weights = jnp.exp2(scores - top[None])
-            total += jnp.sum(weights, axis=0)
-            more = self._values(begin, row, tile.flat(weights).astype(self.v.dtype))
+        for row, here in self._rows():
+            weights = jnp.exp2(tile.by_sublane(self.scores[slot, here]) - top)
+            more = self._values(begin, row, tile.flat(weights).astype(self.values_t.dtype))
             gathered = more if gathered is None else gathered + more
             yield
-        self.total[:, own] = total
-        decayed = tile.by_sublane(self.acc[:, own]) * decay[None]
+        decayed = tile.by_sublane(self.acc[:, own]) * jnp.exp2(before - top)
         self.acc[:, own] = tile.flat(decayed) + gathered
 
     def weigh(self, strip: int, begin, masked: bool) -> tile.Pieces:
-        """Probabilities of a strip under the bound."""
-        slot, own = strip % 2, tile.strip_columns(self.fit, strip)
-        top = self.top[:, own]
-        total = jnp.zeros_like(top)
-        for row in self._rows():
-            scores = tile.by_sublane(self._scores(strip, begin, row, masked))
-            weights = jnp.exp2(scores - top[None])
-            total += jnp.sum(weights, axis=0)
-            self.weights[slot, row : row + self.fit.rows] = tile.flat(weights).astype(self.v.dtype)
+        """Weights of a strip under the bound."""
+        slot, top = strip % 2, self.top[:, tile.strip_columns(self.fit, strip)]
+        for row, here in self._rows():
+            weights = jnp.exp2(self._scores(strip, begin, row, masked) - top)
+            self.weights[slot, here] = tile.flat(weights).astype(self.weights.dtype)
             yield
-        self.aside[slot] = total
 
     def gather(self, strip: int, begin) -> tile.Pieces:
-        """The values' sum under those probabilities."""
+        """The sum of the values under those weights."""
         slot, own = strip % 2, tile.strip_columns(self.fit, strip)
-        self.total[:, own] += self.aside[slot]
         gathered = self.acc[:, own]
-        for row in self._rows():
-            gathered += self._values(begin, row, self.weights[slot, row : row + self.fit.rows])
+        for row, here in self._rows():
+            gathered += self._values(begin, row, self.weights[slot, here])
             yield
         self.acc[:, own] = gathered

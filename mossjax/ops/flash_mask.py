@@ -5,6 +5,7 @@ whose index lies below its limit. Causal masks, chunks and offsets are limits; p
 keys are a segment that no query has.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -109,6 +110,7 @@ def block_kinds(seen: Sight, fit: Fit) -> jax.Array:
     return jnp.where(empty, EMPTY, jnp.where(full, FULL, CUT)).astype(jnp.int32)
 
 
+@functools.partial(jax.jit, static_argnames=('fit', 't', 's'))
 def visited(mask: Mask, fit: Fit, t: int, s: int) -> tuple[jax.Array, jax.Array]:
     """(full, cut) blocks of fit.keys x fit.columns that the kernels visit in each row of the
     batch, for one key-value head: int32 (r,) each. Times a block's cost it is the kernel's time."""

@@ -57,6 +57,17 @@ def strip_columns(fit: Fit, strip: int) -> slice:
     return slice(strip * fit.strip, (strip + 1) * fit.strip)
 
 
+def transpose(fit: Fit, rows, columns) -> None:
+    """Copies [resident, h] into the first h rows of [h or more, resident]."""
+    h = rows.shape[1]
+
+    def block(number, _):
+        at = pl.ds(pl.multiple_of(number * fit.keys, fit.keys), fit.keys)
+        columns[:h, at] = rows[at].T
+
+    lax.fori_loop(0, fit.visits, block, None)
+
+
 class Sights:
     """The mask of a tile against the block of keys it visits.
 
@@ -82,10 +93,11 @@ class Sights:
         """The scores of keys begin + row ... with those that are not seen made `HIDDEN`.
 
         Args:
+          scores: [rows / 8, 8, strip].
           begin: first key of the block in VMEM. first_key: its index on the key axis.
           row: where in the block the scores start; strip 0 comes before the others.
         """
-        rows, width = scores.shape
+        rows, width = scores.shape[0] * SUBLANES, scores.shape[2]
         here = slice(row, row + rows)
         if strip == 0:
             segments = self.kv_segments[:, pl.ds(pl.multiple_of(begin + row, LANES), rows)]
@@ -95,9 +107,9 @@ class Sights:
         )
         key = first_key + row + lax.broadcasted_iota(jnp.int32, (rows, LANES), 0)
         over = (1, width // LANES)
-        seen = by_sublane(jnp.tile(self.keys[here], over)) == segments[None]
-        seen &= by_sublane(jnp.tile(key, over)) < limit[None]
-        return flat(jnp.where(seen, by_sublane(scores), HIDDEN))
+        seen = by_sublane(jnp.tile(self.keys[here], over)) == segments
+        seen &= by_sublane(jnp.tile(key, over)) < limit
+        return jnp.where(seen, scores, HIDDEN)
 
 
 def walk(
