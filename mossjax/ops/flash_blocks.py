@@ -107,16 +107,18 @@ class Fit:
 
 FORWARD = {
     'v4': Blocks(columns=1024, resident=2048, vmem=16 * MIB),
-    'v5e': Blocks(),
-    'v5p': Blocks(vmem=60 * MIB),
+    'v5e': Blocks(rows=256),
+    'v5p': Blocks(rows=256, vmem=60 * MIB),
     'v6e': Blocks(),
     'tpu7x': Blocks(vmem=60 * MIB),
 }
 BACKWARD = {
     'v4': Blocks(columns=1024, resident=2048, outer=False, vmem=16 * MIB),
-    'v5e': Blocks(outer=False, order=('d_weights', 'scores', 'dv', 'dk', 'dq')),
+    'v5e': Blocks(
+        strip=1024, outer=False, order=('d_weights', 'scores', 'dk', 'dq', 'dv'),
+    ),
     'v5p': Blocks(
-        outer=False, vmem=60 * MIB, order=('d_weights', 'scores', 'dq', 'dk', 'dv'),
+        strip=1024, outer=False, order=('d_weights', 'scores', 'dq', 'dv', 'dk'), vmem=60 * MIB,
     ),
     'v6e': Blocks(rows=256),
     'tpu7x': Blocks(rows=256, vmem=60 * MIB),
