@@ -71,7 +71,8 @@ def read(dump: str | pathlib.Path, name: str) -> Kernel:
       FileNotFoundError: the dump has no such kernel, or more than one.
     """
     listing = _only(dump, f'*{name}*final_bundles.txt', without='schedule-analysis')
-    names, slots, rows = _utilisation(_only(dump, f'*{name}*per-bundle-utilization.txt').read_text())
+    busy = _only(dump, f'*{name}*per-bundle-utilization.txt')
+    names, slots, rows = _utilisation(busy.read_text())
     lines = listing.read_text(errors='replace').splitlines()
     stretches = tuple(
         Stretch(

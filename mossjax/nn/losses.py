@@ -10,14 +10,14 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from mossjax.nn import shard
+from mossjax.nn import collect, shard
 from mossjax.ops import losses as ops
 from mossjax.ops.losses import CrossEntropy
 
 
 def cross_entropy(
     hidden: jax.Array, head: jax.Array, labels: jax.Array, weights: jax.Array | None = None, *,
-    chunk: int = 2048,
+    z_weight: float = 0.0, chunk: int = 2048,
 ) -> CrossEntropy:
     """`ops.losses.cross_entropy` under the ambient mesh.
 
@@ -25,14 +25,18 @@ def cross_entropy(
       hidden: (b, t, d). head: (d, v), its axes 'embed' and 'vocab'. labels, weights: (b, t).
       chunk: positions of one device whose logits exist at a time.
     """
-    return ops.cross_entropy(hidden, head, labels, weights, chunk=chunk, run=_per_device)
+    return ops.cross_entropy(
+        hidden, head, labels, weights, z_weight=z_weight, chunk=chunk, run=_per_device
+    )
 
 
-def _per_device(hidden, head, labels, weights, chunk, *, gradients: bool) -> tuple:
+def _per_device(
+    hidden, head, labels, weights, z_weight, chunk, *, gradients: bool
+) -> tuple:
     """`ops.losses.local` on a mesh. A row's positions are divided over what divides its layers:
     no device repeats the work of another."""
     if shard.mesh() is None:
-        return ops.local(hidden, head, labels, weights, chunk, gradients=gradients)
+        return ops.local(hidden, head, labels, weights, z_weight, chunk, gradients=gradients)
     t = labels.shape[1]
     padding = -t % shard.parts('positions')
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
@@ -42,11 +46,12 @@ def _per_device(hidden, head, labels, weights, chunk, *, gradients: bool) -> tup
     rows = shard.places(labels.shape, ('batch', 'positions'))
     kept = shard.places(head.shape, ('embed', 'vocab'))
     by_row, by_head, everywhere = shard.spec(rows), shard.spec(kept), shard.spec(())
+    static = {'z_weight': z_weight, 'chunk': chunk, 'gradients': gradients}
     run = shard.per_device(
-        functools.partial(_local, chunk=chunk, gradients=gradients, rows=rows, kept=kept),
+        functools.partial(_local, static=static, rows=rows, kept=kept),
         (by_row, by_head, by_row, by_row),
         (
-            CrossEntropy(everywhere, everywhere, everywhere, by_row),
+            CrossEntropy(*[everywhere] * 5, each=by_row),
             *((by_row, by_head) if gradients else ()),
         ),
     )
@@ -56,23 +61,11 @@ def _per_device(hidden, head, labels, weights, chunk, *, gradients: bool) -> tup
     return sums._replace(each=sums.each[:, :t]), *slopes
 
 
-def _local(hidden, head, labels, weights, *, chunk, gradients, rows, kept):
-    whole = head.astype(hidden.dtype)
-    for axis, names in enumerate(kept):
-        if names:
-            whole = lax.all_gather(whole, names, axis=axis, tiled=True)
-    sums, *slopes = ops.partial_sums(hidden, whole, labels, weights, chunk, gradients=gradients)
-    everyone = tuple(name for names in rows for name in names)
-    loss, count, correct = lax.psum((sums.loss, sums.count, sums.correct), everyone)
-    if gradients:
-        slopes[1] = _reduced(slopes[1], everyone, kept).astype(head.dtype)
-    return CrossEntropy(loss, count, correct, sums.each), *slopes
-
-
-def _reduced(d_head, everyone: tuple[str, ...], kept) -> jax.Array:
-    """The sum over devices of different rows, of which each keeps its part."""
-    for axis, names in enumerate(kept):
-        if names:
-            d_head = lax.psum_scatter(d_head, names, scatter_dimension=axis, tiled=True)
-    others = tuple(name for name in everyone if name not in kept[0] + kept[1])
-    return lax.psum(d_head, others) if others else d_head
+def _local(hidden, head, labels, weights, *, static, rows, kept):
+    whole = collect.gather(head.astype(hidden.dtype), kept)
+    sums, *slopes = ops.partial_sums(hidden, whole, labels, weights, **static)
+    everyone = collect.names_of(rows)
+    if slopes:
+        slopes[1] = collect.reduce(slopes[1], everyone, kept).astype(head.dtype)
+    *totals, each = sums
+    return CrossEntropy(*lax.psum(totals, everyone), each), *slopes

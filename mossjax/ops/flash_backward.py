@@ -54,7 +54,9 @@ def backward(
     # Two buffers would hide the loads of one part in a head's whole work: not worth the memory.
     a_part = pl.BlockSpec((None, fit.resident, h), loaded, pipeline_mode=pl.Buffered(1))
     dq, dk, dv = pl.pallas_call(
-        functools.partial(_kernel, fit=fit, h=h, scale=scale, outer=outer, order=order, kv_heads=kv_heads),
+        functools.partial(
+            _kernel, fit=fit, h=h, scale=scale, outer=outer, order=order, kv_heads=kv_heads
+        ),
         grid=(b * kv_heads, fit.loads, fit.tiles),
         in_specs=[
             pl.BlockSpec(
@@ -151,8 +153,8 @@ def _kernel(
 
     dq_t[...] = jnp.zeros_like(dq_t)
     state = _State(
-        fit, sights, part * fit.resident, scale, outer, order, k, v, queries, d_outs, queries_t, d_outs_t, keys_t,
-        dq_t, dk_sum, dv_sum, log_sums, products, weights, d_scores,
+        fit, sights, part * fit.resident, scale, outer, order, k, v, queries, d_outs, queries_t,
+        d_outs_t, keys_t, dq_t, dk_sum, dv_sum, log_sums, products, weights, d_scores,
     )
     tile.walk(fit, visits, state.score, state.gather)
     if fit.loads == 1:
@@ -206,8 +208,8 @@ class _State:
     """The two halves of the work on a strip, see `flash_tile.walk`."""
 
     def __init__(
-        self, fit, sights, first, scale, outer, order, k, v, queries, d_outs, queries_t, d_outs_t, keys_t, dq_t,
-        dk, dv, log_sums, products, weights, d_scores,
+        self, fit, sights, first, scale, outer, order, k, v, queries, d_outs, queries_t, d_outs_t,
+        keys_t, dq_t, dk, dv, log_sums, products, weights, d_scores,
     ):
         self.fit, self.sights, self.first, self.k, self.v = fit, sights, first, k, v
         self.scale, self.outer, self.order = scale * tile.LOG2E, outer, order

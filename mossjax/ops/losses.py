@@ -17,11 +17,11 @@ class CrossEntropy(NamedTuple):
     """Sums over the supervised positions, float32 scalars; divide loss by count for the mean.
 
     Attributes:
-      loss: sum of weighted negative log likelihoods, in nats.
+      loss: nll + z_weight * square, the only one that has a gradient.
       count: sum of weights (number of supervised positions if there are none).
       correct: sum of weights of positions whose label has the largest logit.
       square: sum of weighted squares of the logits' log-sum-exp, for a z-loss.
-      trained: loss + z_weight * square, the only one that has a gradient.
+      nll: sum of weighted negative log likelihoods, in nats.
       each: like the labels, float32: negative log likelihood of each position, 0 where it is not
         supervised.
     """
@@ -30,7 +30,7 @@ class CrossEntropy(NamedTuple):
     count: jax.Array
     correct: jax.Array
     square: jax.Array
-    trained: jax.Array
+    nll: jax.Array
     each: jax.Array
 
 
@@ -56,7 +56,7 @@ def cross_entropy(
       labels: (...) int32 in [0, v), or -100 for positions that do not count. Any other label makes
         the loss NaN, so that a corrupt data set stops the run.
       weights: (...) non-negative, 1 by default; no gradient flows to them.
-      z_weight: of the squares in what is trained.
+      z_weight: of the squares in the loss.
       chunk: upper bound of the positions whose logits exist at a time.
       run: what computes, `local` by default; `nn.losses` has the one for a mesh.
     """
@@ -79,7 +79,7 @@ def _forward(run, static, hidden, head, labels, weights):
 
 def _backward(run, static, slopes, cotangents):
     del run, static
-    return *((x * cotangents.trained).astype(x.dtype) for x in slopes), None, None
+    return *((x * cotangents.loss).astype(x.dtype) for x in slopes), None, None
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -89,7 +89,7 @@ def local(
     hidden: jax.Array, head: jax.Array, labels: jax.Array, weights: jax.Array, z_weight: float,
     chunk: int, *, gradients: bool,
 ) -> tuple:
-    """`cross_entropy` of the positions at hand: (sums,), or with the gradients of what is trained
+    """`cross_entropy` of the positions at hand: (sums,), or with the gradients of the loss
     (sums, like hidden, like head)."""
     sums, *slopes = partial_sums(
         hidden, head, labels, weights, z_weight, chunk, gradients=gradients
@@ -131,10 +131,10 @@ def partial_sums(
     d_head, (*seen, d_hidden) = jax.lax.scan(group, nothing, xs)
     losses, correct, squares = map(joined, seen)
     counted = jnp.where(labels == IGNORE, 0.0, weights)
-    loss = jnp.sum(losses * counted)  # NaN where a label is wrong, were its weight 0
+    nll = jnp.sum(losses * counted)  # NaN where a label is wrong, were its weight 0
     square = jnp.sum(squares * counted)
     sums = CrossEntropy(
-        loss, jnp.sum(counted), jnp.sum(counted * correct), square, loss + z_weight * square, losses
+        nll + z_weight * square, jnp.sum(counted), jnp.sum(counted * correct), square, nll, losses
     )
     return (sums, joined(d_hidden), d_head) if gradients else (sums,)
 
@@ -150,8 +150,8 @@ def _division(n: int, chunk: int) -> tuple[int, int, int]:
 
 def _positions(hidden, labels, weights, head, z_weight, *, slopes: bool) -> tuple:
     """Of one chunk, (rows,) float32: loss and squared log-sum-exp, 0 where there is no label, and
-    between them whether the label has the largest logit; (rows, v): the gradient of what is
-    trained, weighted, to the logits, () if it is not wanted."""
+    between them whether the label has the largest logit; (rows, v): the gradient of the
+    weighted loss to the logits, () if it is not wanted."""
     logits = jnp.einsum('nd,dv->nv', hidden, head, preferred_element_type=jnp.float32)
     at = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == labels[:, None]
     largest = jnp.max(logits, axis=-1)

@@ -89,9 +89,9 @@ def loss(
         found = cross_entropy(
             hidden[CHANNELS[channel]], head.kernel[...], labels, z_weight=z_weight, chunk=chunk
         )
-        total += weight * _over(found.trained, divisors[channel])
+        total += weight * _over(found.loss, divisors[channel])
         square += weight * _over(found.square, divisors[channel])
-        metrics[f'{channel}_loss'] = _over(found.loss, counts[channel])
+        metrics[f'{channel}_loss'] = _over(found.nll, counts[channel])
         metrics[f'{channel}_accuracy'] = _over(found.correct, counts[channel])
         metrics[f'{channel}_count'] = found.count
         for name, where in (watch or {}).items():
