@@ -93,7 +93,7 @@ def prove(case: Case, dump: str | None) -> dict:
     program = lowered(case, mesh)
     digest = plan.program_hash(program)
     logging.info('%s: program %s, compiling', case, digest[:12])
-    memory, seconds = plan.compile_for(program, case.topology, dump)
+    memory, seconds = plan.compile_for(program, case.topology, dump=dump)
     return {
         **case._asdict(),
         'program_sha256': digest,

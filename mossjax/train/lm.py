@@ -220,6 +220,15 @@ class LMTask:
             self.network.bind(params), batch, weights=self.weights, mean=self.mean,
             z_weight=self.z_weight, chunk=self.chunk, watch=self._watched(batch), counts=counts,
         )
+        if self.attend is flash:  # which road the kernel is sure to take, see `models.lm.bounds`
+            base = params if self.lora is None else params['base']
+            sure = jnp.concatenate(list(bounded(base).values())).astype(jnp.float32)
+            here, all_of_it = (
+                sum(of[name.format(channel)] for channel in self.weights)
+                for of, name in ((metrics, '{}_count'), (counts, '{}'))
+            )
+            # Metrics of parts of a batch are added up.
+            metrics['attention_known_maximum'] = jnp.mean(sure) * here / jnp.maximum(all_of_it, 1.0)
         real = batch['segments'] > 0
         speech = real & (batch['tokens'][..., TEXT] == self.config.modality_pad_token_id)
         metrics['tokens'] = jnp.sum(real, dtype=jnp.float32)

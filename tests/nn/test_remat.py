@@ -22,17 +22,16 @@ AGAIN = {'none': 0, 'projections': 2, 'heads': 2 + 2, 'attention': 2 + 2 + 4, 'f
 
 class Layers(nnx.Module):
     def __init__(self, attend, wrap, rngs):
-        self.wrap = wrap
+        self.attend, self.wrap = attend, wrap
         self.layers = stack(
-            lambda rngs: Block(D, 48, 4, 2, 8, eps=1e-6, init_std=0.2, attend=attend, rngs=rngs),
-            3, rngs,
-        )  # fmt: skip
+            lambda rngs: Block(D, 48, 4, 2, 8, eps=1e-6, init_std=0.2, rngs=rngs), 3, rngs
+        )
 
     def __call__(self, x):
         turned = rope.rotation(jnp.arange(T)[None], rope.frequencies(8, 1e4), x.dtype)
 
         def body(layer, x, _):
-            return layer(x, turned, Mask(causal=True))[0], None
+            return layer(x, turned, lambda *qkv: self.attend(*qkv, Mask(causal=True)))[0], None
 
         return scan_layers(self.layers, x, body, remat=self.wrap)[0]
 
@@ -73,7 +72,7 @@ def pallas_calls(jaxpr) -> list[str]:
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == 'pallas_call':
-            found.append(equation.params['name'])
+            found.append(equation.params.get('name') or equation.params['name_and_src_info'].name)
             continue
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             found += pallas_calls(inner)

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.proofs import tpu_attention, tpu_decode_step, tpu_train_step
+from experiments.proofs import record, tpu_attention, tpu_decode_step, tpu_train_step
 from mossjax.plan import compile as plan
 
 RECORD = pathlib.Path(tpu_train_step.__file__).with_suffix('.json')
+KERNELS = record.read(pathlib.Path(tpu_attention.__file__).with_suffix('.json')).get('cases', {})
+PROVEN = record.read(RECORD).get('cases', {})
 
 
-@pytest.mark.parametrize('name', tpu_train_step.CASES)
+@pytest.mark.parametrize('name', PROVEN)
 def test_recorded_proof_is_about_the_program_of_today(name):
     """Lowers the 9.1 B step for a pod from shapes alone; no TPU compiler is needed.
 
@@ -26,22 +28,21 @@ def test_recorded_proof_is_about_the_program_of_today(name):
     text = program.as_text()
     assert text.count('@tpu_custom_call(') >= 2  # attention forward and backward are kernels
     assert 'tensor<32x4096x12288xf32> {sdy.sharding = #sdy.sharding<@mesh, [{}, {"fsdp"}' in text
-    found = json.loads(RECORD.read_text())['cases'][name]
+    found = PROVEN[name]
     limit = {'v5p': 95.7, 'v5e': 15.75, 'v6e': 31.2}[case.generation]
     assert 2 < found['gib_per_chip'] < limit
     if found['jax'] == jax.__version__:  # another jax lowers to another text
         assert found['program_sha256'] == plan.program_hash(program)
 
 
-@pytest.mark.parametrize('name', tpu_attention.CASES)
+@pytest.mark.parametrize('name', KERNELS)
 def test_recorded_attention_kernels_are_those_of_today(name):
     """After a change of them: python -m experiments.proofs.run tpu_attention"""
     generation, context = tpu_attention.CASES[name]
     with jax.default_matmul_precision(None):
         traced = tpu_attention.traced(context, tpu_attention.abstract_mesh(generation))
         digest = tpu_attention.program_hash(traced)
-    record = pathlib.Path(tpu_attention.__file__).with_suffix('.json')
-    found = json.loads(record.read_text())['cases'][name]
+    found = KERNELS[name]
     if found['jax'] == jax.__version__:
         assert found['program_sha256'] == digest
 
