@@ -9,7 +9,7 @@ from mossjax.plan.estimate import Chip, estimate
 PROGRAM = """HloModule jit_f, is_scheduled=true, num_partitions=8
 
 FileNames
-1 "/home/someone/mossjax/ops/losses.py"
+1 "/somewhere/mossjax/ops/losses.py"
 2 "/usr/lib/jax/lax.py"
 
 FunctionNames
