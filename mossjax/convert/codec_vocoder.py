@@ -27,9 +27,9 @@ STEM, SUFFIXES = 'hift', ('.safetensors', '.pt')
 TELLING = ('conv_pre.bias', 'conv_post.bias', 'm_source.l_linear.weight')
 
 
-def hift_network(config: HiftConfig) -> Network:
-    """The network that runs: plain kernels."""
-    return describe(lambda rngs: Hift(config, rngs=rngs))
+def hift_network(config: HiftConfig, **modules) -> Network:
+    """The network that runs: plain kernels. `modules` are Hift's keyword arguments."""
+    return describe(lambda rngs: Hift(config, rngs=rngs, **modules))
 
 
 def stored_network(config: HiftConfig, tensors=()) -> Network:
