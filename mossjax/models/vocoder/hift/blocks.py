@@ -1,5 +1,7 @@
 """Residual blocks of periodic activations, and the stages made of them."""
 
+from collections.abc import Sequence
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -53,10 +55,20 @@ class ResBlock(nnx.Module):
         return x
 
 
-class Stage(nnx.Module):
-    """Upsampling, the source's spectrum added at the new rate, and the mean of residual blocks."""
+def apart(blocks: Sequence[ResBlock], x: jax.Array, valid: jax.Array) -> jax.Array:
+    """The mean of residual blocks on x (b, t, c), valid (b, t, 1): one after the other."""
+    return sum(block(x, valid) for block in blocks) / len(blocks)
 
-    def __init__(self, config: HiftConfig, i: int, *, rngs: nnx.Rngs):
+
+class Stage(nnx.Module):
+    """Upsampling, the source's spectrum added at the new rate, and the mean of residual blocks.
+
+    Args:
+      average: how residual blocks are run, `apart` or `together.together`.
+    """
+
+    def __init__(self, config: HiftConfig, i: int, *, average=apart, rngs: nnx.Rngs):
+        self.average = average
         c, last = config.width(i), len(config.rates) - 1
         self.slope, self.last, self.count = config.slope, i == last, len(config.block_kernels)
         self.up = ConvTranspose1d(2 * c, c, config.kernels[i], stride=config.rates[i], rngs=rngs)
@@ -85,6 +97,6 @@ class Stage(nnx.Module):
         x = self.up(jnp.where(valid_in, jax.nn.leaky_relu(x, self.slope), 0))
         if self.last:  # as many frames as the spectrum: the second one is mirrored to the front
             x = jnp.concatenate([x[:, 1:2], x], axis=1)
-        x = x + self.source_block(self.source_down(spectrum), valid)
-        blocks = [getattr(self, f'block{j}')(x, valid) for j in range(self.count)]
-        return sum(blocks) / self.count
+        x = x + self.average([self.source_block], self.source_down(spectrum), valid)
+        blocks = [getattr(self, f'block{j}') for j in range(self.count)]
+        return self.average(blocks, x, valid)

@@ -1,0 +1,113 @@
+"""Times of the codec at real size, random weights, beside torch modules of equal shape.
+
+    JAX_PLATFORMS=cpu python -m experiments.benchmarks.codec \
+        --out experiments/benchmarks/codec.json [--torch PYTHON] [--rounds 5] [--parts decode,...]
+
+Each part runs in a process of its own with two threads, the torch side in the interpreter PYTHON
+(it needs torch, transformers and chatterbox-tts, whose pins do not fit beside ours). The two sides
+take turns, so that what else runs on the machine slows both: the ratio is the median of the
+rounds' ratios. Seconds are medians too. Float32 throughout.
+
+  tokenizer   30 s of log-mel to codes / Whisper's encoder, 16 layers
+  decode      50 codes behind a voice of 25 to a wave, offline / flow and HiFT
+  stream      chunks of 25 codes after 5 s and after 5 minutes, the very first chunk; no torch side
+  nano        the same with the shipped nano codec
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+import statistics
+import subprocess
+import sys
+
+from absl import app, flags, logging
+
+from experiments.proofs import record
+
+ROOT = Path(__file__).parents[2]
+TORCH = ROOT / 'tests' / 'torch_codec.py'
+BOTH, ALONE = ('tokenizer', 'decode'), ('stream', 'nano')
+GATES = {'tokenizer': 0.8, 'decode': 0.7}  # of torch's time, at most
+
+
+class Side:
+    """A process that runs one part whenever it is asked."""
+
+    def __init__(self, command: list[str]):
+        threads = {'OMP_NUM_THREADS': '2', 'MKL_NUM_THREADS': '2', 'JAX_PLATFORMS': 'cpu'}
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **threads}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        if self._answer() != 'ready':
+            sys.exit(f'{" ".join(command)} failed')
+
+    def _answer(self) -> str:
+        for line in self._process.stdout:
+            if line.startswith(('{', 'ready')):
+                return line.strip()
+        return ''
+
+    def run(self) -> dict[str, float]:
+        """Seconds by name."""
+        print(file=self._process.stdin, flush=True)
+        return json.loads(self._answer())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(part: str, torch: str | None, rounds: int) -> dict:
+    """Medians of the rounds: {'seconds': ..., 'torch': ..., 'ratio': ...}."""
+    commands = [[sys.executable, '-m', 'experiments.benchmarks.codec_work', part]]
+    if torch and part in BOTH:
+        commands.append([torch, str(TORCH), part])
+    with contextlib.ExitStack() as stack:
+        sides = []
+        for command in commands:
+            sides.append(Side(command))
+            stack.callback(sides[-1].close)
+        taken = [[side.run() for side in sides] for _ in range(rounds)]
+    found = {'seconds': medians([sides[0] for sides in taken])}
+    if len(commands) > 1:
+        ratios = [{name: own / other[name] for name, own in ours.items()} for ours, other in taken]
+        found |= {'torch': medians([sides[1] for sides in taken]), 'ratio': medians(ratios)}
+    return found
+
+
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {name: round(statistics.median(x[name] for x in rounds), 4) for name in rounds[0]}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    options = flags.FLAGS
+    if not options.out:
+        sys.exit('--out FILE.json is missing')
+    old = record.read(options.out).get('parts', {})
+    found = {}
+    for part in options.parts or [*BOTH, *ALONE]:
+        found[part] = measure(part, options.torch, options.rounds)
+        logging.info('%s: %s', part, found[part])
+    command = 'JAX_PLATFORMS=cpu python -m experiments.benchmarks.codec'
+    load = {'threads': 2, 'rounds': options.rounds, 'load_average': round(os.getloadavg()[0], 1)}
+    record.write(options.out, command, {**load, 'parts': old | found})
+    missed = [
+        f'{part}: {found[part]["ratio"][part]} of torch\'s time, the gate is {gate}'
+        for part, gate in GATES.items()
+        if found.get(part, {}).get('ratio', {}).get(part, 0) > gate
+    ]
+    for line in missed:
+        logging.error('%s', line)
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('out', None, 'JSON file; parts that are not measured again stay in it.')
+    flags.DEFINE_string('torch', None, 'Interpreter of an environment with chatterbox-tts.')
+    flags.DEFINE_integer('rounds', 5, 'Times each side runs.', lower_bound=1)
+    flags.DEFINE_list('parts', None, f'Out of {", ".join([*BOTH, *ALONE])}; all by default.')
+    app.run(main)
