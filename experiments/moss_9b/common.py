@@ -16,12 +16,10 @@ def moss_9b(rows: dict[str, str], batch_size: int):
     config.keep = 3
     config.compute_dtype = 'bfloat16'
     config.model.config = 'released'
-    config.model.attention = 'splash'
+    config.model.attention = 'flash'
     config.model.remat = 'attention'
     config.data.rows = rows
     config.data.weights = {name: 1.0 for name in rows}
     config.data.batch_size = batch_size
-    # Of the global batch: 2048 positions on each of 64 chips.
-    config.loss.chunk = 64 * 2048
     config.optim.weight_decay = 0.1
     return config

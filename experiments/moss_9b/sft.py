@@ -18,7 +18,6 @@ def get_config():
     config.init_from = 'stage2'
     config.steps = 10_000
     config.save_every = 250
-    config.loss.chunk = 8 * 2048
     config.optim.peak_lr = 1e-5
     config.optim.final_lr = 1e-6
     config.optim.warmup_steps = 100

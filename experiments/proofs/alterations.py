@@ -34,14 +34,14 @@ ENCODER = 'tests/models/tokenizer/test_encoder.py'
 LANGUAGE_MODEL = (
     Alteration(
         'query norm removed', 'mossjax/nn/transformer.py',
-        "q = self.q_norm(contract(x, self.q[...], 'btd,dnh->btnh'))",
-        "q = contract(x, self.q[...], 'btd,dnh->btnh')",
+        "q = self.q_norm(project(x, self.q[...], 'btd,dnh->btnh'))",
+        "q = project(x, self.q[...], 'btd,dnh->btnh')",
         (FORWARD,),
     ),
     Alteration(
         'key norm removed', 'mossjax/nn/transformer.py',
-        "k = self.k_norm(contract(x, self.k[...], 'btd,dkh->btkh'))",
-        "k = contract(x, self.k[...], 'btd,dkh->btkh')",
+        "k = self.k_norm(project(x, self.k[...], 'btd,dkh->btkh'))",
+        "k = project(x, self.k[...], 'btd,dkh->btkh')",
         (FORWARD,),
     ),
     Alteration(
@@ -109,7 +109,7 @@ LANGUAGE_MODEL = (
     ),
     Alteration(
         'rows that are not supervised count in the mean', 'mossjax/ops/losses.py',
-        'weights = jnp.where(counted, weights, 0.0)', 'weights = weights + 0.0',
+        'counted = jnp.where(labels == IGNORE, 0.0, weights)', 'counted = weights',
         ('tests/ops/test_losses.py',),
     ),
     Alteration(

@@ -34,8 +34,9 @@ PROOFS = {
     'int8_gates': Proof('the demo meets its gates with int8 weights', CPU),
     'mutations': Proof('the tests notice wrong programs', CPU),
     'random_kills': Proof('20 random kills of a run on four processes: the same bits', CPU),
+    'tpu_attention': Proof('the attention kernels compile for v4, v5e, v5p, v6e, tpu7x', CPU),
     'tpu_decode_step': Proof('the 9.1 B speaking step fits a v5e in int8, a v6e in bf16', CPU),
-    'tpu_train_step': Proof('the 9.1 B step compiles for v5p and v6e pods and fits', CPU),
+    'tpu_train_step': Proof('the 9.1 B step compiles for v5p, v5e and v6e pods and fits', CPU),
 }
 
 _OUT = flags.DEFINE_string('out', 'experiments/proofs', 'Directory of the JSON files.')

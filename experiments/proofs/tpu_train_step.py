@@ -1,46 +1,74 @@
 """The 9.1 B training step, compiled by the TPU compiler for pods that are not there.
 
     JAX_PLATFORMS=cpu python -m experiments.proofs.tpu_train_step \
-        --out experiments/proofs/tpu_train_step.json [--only stage2@v6e:8x8]
+        --out experiments/proofs/tpu_train_step.json [--only stage2@v6e:16x16] [--dump DIR]
 
-The step, model and optimiser are those of `experiments/moss_9b`; rows of 8,192 positions, two on
-each of 64 chips. Found: bytes on each chip by the compiler's own account, below its limit or the
-compilation fails. Each takes 3 to 15 minutes of one core; what is in the file already for the same
-program and versions is not compiled again. Not found: speed, or that the numbers are right.
+The step, model and optimiser are those of `experiments/moss_9b`, rows and what is kept for the
+backward pass those named in `CASES`. Found: bytes on each chip by the compiler's own account,
+below its limit or the compilation fails. Each takes 3 to 15 minutes of one core; what is in the
+file already for the same program and versions is not compiled again. Not found: that the numbers
+are right. With --dump the compiler's files stay, from which step times are estimated.
 """
 
 import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import math
 import sys
+from typing import NamedTuple
 
 from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from experiments.proofs import record
-from mossjax.parallel import rules
+from mossjax.parallel import options, rules
 from mossjax.parallel.mesh import AXES, MeshConfig, make_mesh
 from mossjax.plan import compile as plan
 from mossjax.train import lm, state, step
 from mossjax.train.optim import OptimConfig
 
-TOPOLOGIES = ('v5p:4x4x4', 'v6e:8x8')
-STAGES = ('stage1', 'stage2')
-CONTEXT, ROWS_PER_CHIP = 8192, 2
+
+class Case(NamedTuple):
+    """One program: a config of `experiments.moss_9b`, a slice, rows on each chip, positions of a
+    row, the remat policy (`nn.remat`) and chunk of the loss with which that is fastest and fits."""
+
+    stage: str
+    topology: str
+    rows: int
+    context: int
+    remat: str
+    chunk: int = 2048
+
+    @property
+    def generation(self) -> str:
+        return self.topology.split(':')[0]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(int(n) for n in self.topology.split(':')[1].split('x'))
 
 
-def lowered(stage: str, mesh):
-    """The lowered step of a config of `experiments.moss_9b` on a mesh of devices or an abstract."""
-    config = importlib.import_module(f'experiments.moss_9b.{stage}').get_config()
+CASES = {
+    'stage1@v5p:4x4x4': Case('stage1', 'v5p:4x4x4', 2, 8192, 'projections'),
+    'stage2@v5p:4x4x4': Case('stage2', 'v5p:4x4x4', 2, 8192, 'projections'),
+    'stage2@v5e:16x16': Case('stage2', 'v5e:16x16', 1, 8192, 'attention'),
+    'stage2@v6e:16x16': Case('stage2', 'v6e:16x16', 2, 8192, 'heads', chunk=1024),
+}
+
+
+def lowered(case: Case, mesh):
+    """The lowered step of a case on a mesh of devices or an abstract one."""
+    config = importlib.import_module(f'experiments.moss_9b.{case.stage}').get_config()
+    config.model.remat, config.loss.chunk = case.remat, case.chunk
     task = lm.make_task(config, batches=None)
     made = state.layout(
         task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
     )
     make = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    grid = (ROWS_PER_CHIP * mesh.size, CONTEXT)
+    grid = (case.rows * mesh.size, case.context)
     batch = {
         'tokens': make((*grid, 2)), 'labels': make((*grid, 2)),
         'segments': make(grid), 'positions': make(grid),
@@ -50,37 +78,42 @@ def lowered(stage: str, mesh):
     )  # fmt: skip
 
 
-def abstract_mesh(chips: int = 64) -> AbstractMesh:
+def abstract_mesh(generation: str, chips: int) -> AbstractMesh:
     """The mesh of the configs for this many chips, of no devices in particular."""
-    shape = MeshConfig().shape(chips)
-    return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    kind = next(kind for kind, name in options.KINDS.items() if name == generation)
+    return AbstractMesh(
+        MeshConfig().shape(chips), AXES, axis_types=(AxisType.Auto,) * len(AXES),
+        abstract_device=AbstractDevice(kind, None, 'tpu'),
+    )  # fmt: skip
 
 
-def prove(stage: str, topology: str) -> dict:
+def prove(case: Case, dump: str | None) -> dict:
     """Compiles one case."""
-    devices = plan.devices(topology)
-    program = lowered(stage, make_mesh(MeshConfig(), devices))
+    mesh = make_mesh(MeshConfig(), plan.devices(case.topology))
+    program = lowered(case, mesh)
     digest = plan.program_hash(program)
-    logging.info('%s on %s: program %s, compiling', stage, topology, digest[:12])
-    memory, seconds = plan.compile_for(program, topology)
+    logging.info('%s: program %s, compiling', case, digest[:12])
+    memory, seconds = plan.compile_for(program, case.topology, dump=dump)
     return {
+        **case._asdict(),
         'program_sha256': digest,
-        'chips': len(devices),
+        'chips': case.chips,
         'bytes_per_chip': dataclasses.asdict(memory),
-        'gib_per_chip': round(memory.total / 2**30, 2),
+        'gib_per_chip': round(memory.peak / 2**30, 2),
         'compile_wall_seconds': round(seconds),
-        'compiler_options': plan.OPTIONS.get(topology.split(':')[0], {}),
+        'compiler_options': options.options(case.generation, options.TRAIN),
         'libtpu': importlib.metadata.version('libtpu'),
         'jax': jax.__version__,
     }
 
 
-def up_to_date(case: dict, stage: str) -> bool:
+def up_to_date(found: dict, case: Case) -> bool:
     """Is this the record of the program as it is now, by the versions installed now?"""
+    mesh = abstract_mesh(case.generation, case.chips)
     return (
-        case.get('jax') == jax.__version__
-        and case.get('libtpu') == importlib.metadata.version('libtpu')
-        and case.get('program_sha256') == plan.program_hash(lowered(stage, abstract_mesh()))
+        found.get('jax') == jax.__version__
+        and found.get('libtpu') == importlib.metadata.version('libtpu')
+        and found.get('program_sha256') == plan.program_hash(lowered(case, mesh))
     )
 
 
@@ -89,21 +122,20 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS.out:
         sys.exit('--out FILE.json is missing')
     cases = record.read(flags.FLAGS.out).get('cases', {})
-    for topology in TOPOLOGIES:
-        for stage in STAGES:
-            name = f'{stage}@{topology}'
-            if flags.FLAGS.only not in ('', name) or up_to_date(cases.get(name, {}), stage):
-                continue
-            cases[name] = prove(stage, topology)
-            figures = {
-                'context': CONTEXT, 'rows_per_chip': ROWS_PER_CHIP, 'cases': cases,
-            }  # fmt: skip
-            command = 'JAX_PLATFORMS=cpu python -m experiments.proofs.run tpu_train_step'
-            record.write(flags.FLAGS.out, command, figures)
-            logging.info('%s: %.2f GiB a chip', name, cases[name]['gib_per_chip'])
+    cases = {name: found for name, found in cases.items() if name in CASES}
+    for name, case in CASES.items():
+        if flags.FLAGS.only not in ('', name):
+            continue
+        if not flags.FLAGS.dump and up_to_date(cases.get(name, {}), case):
+            continue
+        cases[name] = prove(case, flags.FLAGS.dump)
+        command = 'JAX_PLATFORMS=cpu python -m experiments.proofs.run tpu_train_step'
+        record.write(flags.FLAGS.out, command, {'cases': cases})
+        logging.info('%s: %.2f GiB a chip', name, cases[name]['gib_per_chip'])
 
 
 if __name__ == '__main__':
     flags.DEFINE_string('out', None, 'JSON file to write.')
-    flags.DEFINE_string('only', '', 'One case, such as stage2@v6e:8x8.')
+    flags.DEFINE_string('only', '', 'One case, such as stage2@v6e:16x16.')
+    flags.DEFINE_string('dump', None, "Directory for the compiler's files.")
     app.run(main)

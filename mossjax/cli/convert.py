@@ -9,7 +9,8 @@ SRC holds one of
   - a Qwen3 text model: becomes the start of a speech model (trunk, text branch, copied speech
     branch, fresh speech embedding and head),
   - a codec: the speech tokenizer (config.json, preprocessor_config.json, model.safetensors), the
-    decoder (flow/: flow.pt, flow-chunk-*.pt, hift.pt, campplus.onnx), or both,
+    decoder (flow/: flow.pt, flow-chunk-*.pt, hift.pt, campplus.onnx), or both; the graph of
+    campplus.onnx is kept and gets its numbers back (extra [onnx]),
   - an Orbax checkpoint of any of these: what this command wrote, or the workdir of a training run
     of the language model (adapters of a LoRA run are worked into the weights), of the tokenizer or
     of a network of the decoder.

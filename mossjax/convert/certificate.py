@@ -7,6 +7,9 @@ certificate.json, beside the weights:
     coverage   tensors read, tensors written, parameters filled, unused tensors
     tensors    {name: {dtype, shape, sha256, min, max, mean, std, non_finite}} as stored here
     round_trip {equal: n, differing: []}: every tensor read back from what was written
+    attention  of a language model, {known_maximum: layers, online: {layer: bound}}: where the
+               norms' gains bound the scores closely enough for the flash kernel to take the bound
+               for the maximum; the others' bounds, in base 2 (there rows' own norms decide)
 
 SHA-256 is over a tensor's bytes in the checkpoint's layout (C order), so that it is the same on
 both sides of a conversion.
@@ -25,6 +28,7 @@ from mossjax import paths, values
 from mossjax.convert.safetensors_writer import blocks
 from mossjax.errors import InputError
 from mossjax.files import read_json
+from mossjax.models.lm.bounds import score_bound, within
 
 NAME = 'certificate.json'
 # What is said of a tensor.
@@ -60,6 +64,19 @@ def describe(tensor: np.ndarray) -> dict:
         'std': max(variance, 0.0) ** 0.5 if math.isfinite(variance) else None,
         'non_finite': non_finite,
     }  # fmt: skip
+
+
+def attention_roads(entries: Mapping) -> dict:
+    """The record 'attention' of tensors by their names upstream, {} without normed queries."""
+    bounds = {}
+    for name, norm in entries.items():
+        layer, found, _ = name.partition('.self_attn.q_norm.weight')
+        other = entries.get(f'{layer}.self_attn.k_norm.weight')
+        if found and other:
+            gains = (max(map(abs, (x['min'] or 0.0, x['max'] or 0.0))) for x in (norm, other))
+            bounds[layer] = score_bound(*gains, norm['shape'][-1])
+    loose = {layer: round(bound, 1) for layer, bound in bounds.items() if not within(bound)}
+    return {'known_maximum': len(bounds) - len(loose), 'online': loose} if bounds else {}
 
 
 def _float32(block: np.ndarray) -> np.ndarray:

@@ -331,6 +331,7 @@ def _copy_companions(source: Source, partial: Path, tensors: Tensors, options: O
 def _certificate(source: Source, entries: Mapping, options: Options) -> dict:
     settings = [*source.kind.configs, codec_folder.SETTINGS] if source.other is None else []
     paths = [*source.weights, *(name for name in source.files if name in settings)]
+    roads = certificate.attention_roads(entries)
     return {
         'format': 1,
         'source': {
@@ -348,5 +349,6 @@ def _certificate(source: Source, entries: Mapping, options: Options) -> dict:
             'left_behind': list(source.left),
         },
         'round_trip': {'equal': len(entries), 'differing': []},
+        **({'attention': roads} if roads else {}),
         'tensors': dict(entries),
     }  # fmt: skip

@@ -3,10 +3,10 @@
 from flax import nnx
 import jax
 
+from mossjax.nn.lookup import lookup
 from mossjax.nn.param import fan_in, ones, param, zeros
 from mossjax.ops import norms
 from mossjax.ops.contract import contract
-from mossjax.ops.quant import take_rows
 
 
 class Linear(nnx.Module):
@@ -34,10 +34,11 @@ class Embedding(nnx.Module):
     """Rows of a (v, d) table by id; ids must lie in [0, v)."""
 
     def __init__(self, vocab: int, d: int, *, init, axes=('vocab', 'embed'), rngs: nnx.Rngs):
+        self.axes = axes
         self.table = param(rngs, (vocab, d), axes, init)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return take_rows(self.table[...], ids)
+        return lookup(self.table[...], ids, self.axes)
 
 
 class LayerNorm(nnx.Module):

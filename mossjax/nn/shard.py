@@ -7,6 +7,7 @@ models run unchanged on one device and never import `parallel`.
 from collections.abc import Callable
 import contextlib
 import contextvars
+import math
 
 import jax
 
@@ -42,14 +43,48 @@ def sharded_op(fn: Callable, in_axes, out_axes) -> Callable:
     """
     if _scope.get() is None:
         return fn
-    mesh, resolve = _scope.get()
+    _, resolve = _scope.get()
 
     def specs(axes):
         return jax.tree.map(resolve, axes, is_leaf=_is_axes)
 
-    return jax.shard_map(
-        fn, mesh=mesh, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False
+    return per_device(fn, specs(in_axes), specs(out_axes))
+
+
+def mesh() -> jax.sharding.Mesh | None:
+    """That of the scope."""
+    return None if _scope.get() is None else _scope.get()[0]
+
+
+def parts(name: str) -> int:
+    """How many pieces the mesh divides a logical axis into."""
+    return math.prod(mesh().shape[axis] for axis in _mesh_axes(name)) if mesh() else 1
+
+
+def places(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[tuple[str, ...], ...]:
+    """Axes of the mesh that each axis of an array is divided over, () where it does not divide
+    (the fallback of `parallel.sharding.place`)."""
+    return tuple(
+        _mesh_axes(name) if size % parts(name) == 0 else ()
+        for size, name in zip(shape, axes, strict=True)
     )
+
+
+def spec(placed: tuple[tuple[str, ...], ...]) -> jax.sharding.PartitionSpec:
+    """What `places` says, as the compiler wants it."""
+    return jax.sharding.PartitionSpec(*(names or None for names in placed))
+
+
+def per_device(fn: Callable, in_specs, out_specs) -> Callable:
+    """`fn` run once per device of the scope's mesh, on its local blocks."""
+    return jax.shard_map(
+        fn, mesh=mesh(), in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def _mesh_axes(name: str) -> tuple[str, ...]:
+    entry = _scope.get()[1]((name,))[0]
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def _is_axes(x) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from mossjax.nn.linear import RMSNorm
 from mossjax.nn.param import normal, param
@@ -16,6 +17,7 @@ from mossjax.ops.contract import contract
 
 Rotation = tuple[jax.Array, jax.Array]  # cos, sin as made by `ops.rope.rotation`
 KeysValues = tuple[jax.Array, jax.Array]  # (b, s, k, h) each
+HEADS = 'heads'  # name of the attention's four projections, for remat policies
 
 
 # (queries (b, t, n, h), keys (b, t, k, h), values) -> attended (b, t, n, h)
@@ -44,12 +46,15 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, rotation: Rotation, look: Look
     ) -> tuple[jax.Array, KeysValues]:
-        q = self.q_norm(contract(x, self.q[...], 'btd,dnh->btnh'))
-        k = self.k_norm(contract(x, self.k[...], 'btd,dkh->btkh'))
-        v = contract(x, self.v[...], 'btd,dkh->btkh')
+        def project(x, weight, spec):
+            return checkpoint_name(contract(x, weight, spec), HEADS)
+
+        q = self.q_norm(project(x, self.q[...], 'btd,dnh->btnh'))
+        k = self.k_norm(project(x, self.k[...], 'btd,dkh->btkh'))
+        v = project(x, self.v[...], 'btd,dkh->btkh')
         k = rope.rotate(k, *rotation)
         y = look(rope.rotate(q, *rotation), k, v)
-        return contract(y, self.o[...], 'btnh,nhd->btd'), (k, v)
+        return project(y, self.o[...], 'btnh,nhd->btd'), (k, v)
 
 
 class GatedMLP(nnx.Module):

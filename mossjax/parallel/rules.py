@@ -19,11 +19,12 @@ WHOLE = frozenset(
 
 # Parameters and rows over data and fsdp; every device computes whole layers.
 FSDP: Rules = {'batch': ('data', 'fsdp'), 'embed': 'fsdp', 'conv_out': 'fsdp'}
-FSDP_WHOLE = frozenset({'heads', 'kv_heads', 'mlp', 'vocab'})
+FSDP_WHOLE = frozenset({'heads', 'kv_heads', 'mlp', 'vocab', 'positions'})
 
 # The same, and each layer is divided as well: heads, hidden units, vocabulary.
 FSDP_TENSOR: Rules = FSDP | {
-    'heads': 'tensor', 'kv_heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor'
+    'heads': 'tensor', 'kv_heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor',
+    'positions': 'tensor',  # of the loss, which has no layers to divide
 }
 
 PRESETS: dict[str, Rules] = {

@@ -22,8 +22,6 @@ _ENVIRONMENT = {
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
-# The compiler's default of 32 MiB of scoped VMEM on v6e is too small for large matmul tiles.
-OPTIONS = {'v6e': {'xla_tpu_scoped_vmem_limit_kib': '98304'}}
 
 
 class OutOfMemory(InputError):
@@ -100,18 +98,20 @@ def without_kernels(text: str) -> str:
     return re.sub(r'(body\\22: \\22)[A-Za-z0-9+/=]+', r'\1', text)
 
 
-def compile_for(lowered, topology: str, options: dict | None = None) -> tuple[Memory, float]:
+def compile_for(
+    lowered, topology: str, options: dict | None = None, dump: str | None = None
+) -> tuple[Memory, float]:
     """(memory on each device, seconds it took to compile).
 
     Args:
-      options: the compiler's, by default those of a training step.
+      options: the compiler's, beside those that the program was jitted with.
+      dump: directory for what the compiler writes on its way.
 
     Raises:
       OutOfMemory: the chip's memory is too small for the program.
     """
     began = time.monotonic()
-    if options is None:
-        options = OPTIONS.get(topology.split(':')[0], {})
+    options = {**(options or {}), **({'xla_dump_to': dump} if dump else {})}
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:

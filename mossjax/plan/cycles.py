@@ -74,9 +74,13 @@ class Program:
                 current.append(operation)
 
     def turns(self, loop: Operation) -> int:
-        """Of a while loop whose count the compiler knows; else 1."""
+        """Of a while loop that counts to a constant; else 1."""
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
-        return int(known.group(1)) if known else 1
+        if known:
+            return int(known.group(1))
+        condition = self.computations.get((loop.called('condition') or [''])[0], [])
+        ends = [re.search(r's32\[\]\S* constant\((\d+)\)', o.text) for o in condition]
+        return next((int(end.group(1)) for end in ends if end), 1)
 
     def longest_loop(self) -> str:
         """Body of the loop with the most operations in and below it that no other loop holds."""
@@ -122,12 +126,13 @@ class Program:
         if operation.kind.endswith('-start'):  # of what it takes from HBM to VMEM, or back
             return min(filter(None, map(size, arrays(operation.shape)[:2])), default=0)
         shapes = {o.name: o.shape for o in self.computations[name]}
-        inner = self.computations.get((operation.called('calls') or [''])[0], [])
+        inner = self._inside(operation)
         read = 0.0
         for i, operand in enumerate(operation.operands):
             if not _in_vmem(shapes.get(operand, '')):
                 whole = sum(map(size, arrays(shapes.get(operand, ''))))
-                read += min(whole, _looked_at(inner, i)) if inner else _part(operation, i, whole)
+                part = self._looked_at(inner, i) if inner else _part(operation, i, whole)
+                read += min(whole, part)
         if _in_vmem(operation.shape):
             return read
         updates = [o for o in inner or [operation] if o.kind == 'dynamic-update-slice']
@@ -135,6 +140,25 @@ class Program:
             by_name = {o.name: o.shape for o in inner} or shapes
             return read + sum(size(by_name.get(o.operands[1], '')) for o in updates)
         return read + sum(map(size, arrays(operation.shape)))
+
+    def _inside(self, operation: Operation) -> list[Operation]:
+        """The operations of a fusion, none of any other."""
+        return self.computations.get((operation.called('calls') or [''])[0], [])
+
+    def _looked_at(self, inner: list[Operation], i: int) -> float:
+        """What a fusion looks at of operand i: slices of it where it uses nothing else."""
+        names = {o.name for o in inner if o.kind == 'parameter' and f'parameter({i})' in o.text}
+        total = 0.0
+        for operation in inner:
+            for k in (k for k, operand in enumerate(operation.operands) if operand in names):
+                same = operation.kind in ('bitcast', 'get-tuple-element')
+                if same or 'output_to_operand_aliasing' in operation.text:
+                    names.add(operation.name)  # another view of it
+                elif operation.kind == 'fusion':
+                    total += self._looked_at(self._inside(operation), k)
+                else:
+                    total += _part(operation, k, math.inf)
+        return total
 
 
 def read(folder: str | Path) -> Program:
@@ -203,20 +227,3 @@ def _part(operation: Operation, i: int, whole: float) -> float:
     if operation.kind == 'dynamic-update-slice':
         return 0 if i == 0 else whole
     return whole
-
-
-def _looked_at(inner: list[Operation], i: int) -> float:
-    """What a fusion looks at of operand i: slices of it where it uses nothing else."""
-    starts = [o for o in inner if o.kind == 'parameter' and f'parameter({i})' in o.text]
-    names, total = {o.name for o in starts}, 0.0
-    for operation in inner:
-        used = [k for k, operand in enumerate(operation.operands) if operand in names]
-        if not used:
-            continue
-        if operation.kind in ('bitcast', 'get-tuple-element'):
-            names.add(operation.name)
-        elif operation.kind in ('dynamic-slice', 'gather', 'slice', 'dynamic-update-slice'):
-            total += _part(operation, used[0], 0)
-        else:
-            return math.inf
-    return total

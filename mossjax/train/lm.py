@@ -23,10 +23,12 @@ from mossjax.errors import InputError
 from mossjax.files import read_json
 from mossjax.models.lm import flops as flops_lib
 from mossjax.models.lm import loss as loss_lib
+from mossjax.models.lm.bounds import bounded
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.matrices import matrix
 from mossjax.models.lm.model import TEXT, keep_all, network
 from mossjax.models.lm.text import TextTokenizer
+from mossjax.nn.flash import flash
 from mossjax.nn.lora import Lora, adapt
 from mossjax.nn.param import Network
 from mossjax.nn.remat import remat
@@ -39,7 +41,7 @@ from mossjax.values import NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
 
 MEAN = {'joint': loss_lib.joint, 'channel': loss_lib.per_channel}
 CORRUPT = {'stop': False, 'skip': True}
-ATTENTION = {'reference': attention, 'splash': splash}
+ATTENTION = {'reference': attention, 'flash': flash, 'splash': splash}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +51,8 @@ class LMModel:
     Attributes:
       config: a Hugging Face directory (its config.json is read), or 'released' (9.1 B).
       tokenizer: directory of tokenizer.json; with it the loss of replies is logged by itself.
-      attention: 'reference', or 'splash' on TPU.
-      remat: 'none', 'attention' or 'full', see `nn.remat`.
+      attention: 'reference', or on TPU 'flash' (ours; 'splash' is the one that jax ships).
+      remat: 'none', 'projections', 'heads', 'attention' or 'full', see `nn.remat`.
       lora: fields of `nn.lora.Lora` (rank, alpha, targets) to train adapters only; {} trains the
         weights themselves.
     """
@@ -125,7 +127,7 @@ class LMTask:
       batches: the data; planning needs none.
       attend, remat: see `models.lm.model.LanguageModel`.
       text_weight, audio_weight, mean, z_weight: see `LMLoss` and `models.lm.loss`.
-      chunk: positions whose logits exist at a time.
+      chunk: positions of one device whose logits exist at a time.
       reply: the two text ids that open the assistant's turn (`<|im_start|>`, `assistant`). Given,
         the loss of the replies is logged by itself: in rows that are supervised whole it drowns
         among question codes, which nothing can predict.
@@ -218,6 +220,15 @@ class LMTask:
             self.network.bind(params), batch, weights=self.weights, mean=self.mean,
             z_weight=self.z_weight, chunk=self.chunk, watch=self._watched(batch), counts=counts,
         )
+        if self.attend is flash:  # which road the kernel is sure to take, see `models.lm.bounds`
+            base = params if self.lora is None else params['base']
+            sure = jnp.concatenate(list(bounded(base).values())).astype(jnp.float32)
+            here, all_of_it = (
+                sum(of[name.format(channel)] for channel in self.weights)
+                for of, name in ((metrics, '{}_count'), (counts, '{}'))
+            )
+            # Metrics of parts of a batch are added up.
+            metrics['attention_known_maximum'] = jnp.mean(sure) * here / jnp.maximum(all_of_it, 1.0)
         real = batch['segments'] > 0
         speech = real & (batch['tokens'][..., TEXT] == self.config.modality_pad_token_id)
         metrics['tokens'] = jnp.sum(real, dtype=jnp.float32)

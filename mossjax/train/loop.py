@@ -132,7 +132,7 @@ def fit(
             clock.switch('save')
             checkpoints.save(step, state.items(), {
                 'config': config.to_dict(), 'model': getattr(task, 'model', None),
-                'rows': _consumed(task, step), 'skipped': skips.steps,
+                'rows': _consumed(task, step), 'skipped': list(skips.steps),
             })  # fmt: skip
 
         batches = stack.enter_context(contextlib.closing(prefetch(read, done)))

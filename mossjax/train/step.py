@@ -8,7 +8,7 @@ import optax
 
 from mossjax.errors import InputError
 from mossjax.nn.shard import constrain, sharding_scope
-from mossjax.parallel import rows
+from mossjax.parallel import options, rows
 from mossjax.parallel import rules as rules_lib
 from mossjax.train import optim
 from mossjax.train.clock import Clock
@@ -117,6 +117,8 @@ def batch_shardings(batch: dict, layout: Layout) -> dict:
 def compiled_step(task, layout: Layout, dtype, batch: dict, parts: int = 1):
     """The jitted step: donates the state, keeps its layout; metrics are replicated scalars.
 
+    Compiled with the options of `parallel.options` for the devices of the mesh.
+
     Args:
       batch: arrays or shapes of one batch, for their names only.
       parts: see `update`.
@@ -132,6 +134,7 @@ def compiled_step(task, layout: Layout, dtype, batch: dict, parts: int = 1):
         in_shardings=(shardings, batch_shardings(batch, layout), everywhere),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
+        compiler_options=options.options(options.generation(layout.mesh), options.TRAIN) or None,
     )
 
 

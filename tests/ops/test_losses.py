@@ -3,11 +3,16 @@
 import re
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mossjax.nn import losses as nn_losses
+from mossjax.nn.shard import sharding_scope
 from mossjax.ops.losses import cross_entropy
+from mossjax.parallel import rules
+from mossjax.parallel.mesh import MeshConfig, make_mesh
 from tests.tiny_lm import close
 
 
@@ -44,13 +49,17 @@ def test_sums_and_gradients_for_any_chunk(n, chunk, rng):
     weights = rng.random(n)
     args = jnp.float32(hidden), jnp.float32(head)
     sums, *slopes = closed_form(*args, labels, weights)
-    got = cross_entropy(*args, labels, weights, chunk=chunk)
-    np.testing.assert_allclose([float(x) for x in got], sums, rtol=1e-5)
-    for name, exact in zip(('loss', 'square'), slopes, strict=True):
-        grads = jax.grad(
-            lambda h, w: getattr(cross_entropy(h, w, labels, weights, chunk=chunk), name), (0, 1)  # noqa: B023
-        )(*args)
-        jax.tree.map(close, grads, exact)
+    for z in (0.0, 0.1):
+
+        def loss(hidden, head, z=z):
+            return cross_entropy(hidden, head, labels, weights, z_weight=z, chunk=chunk).loss
+
+        got = cross_entropy(*args, labels, weights, z_weight=z, chunk=chunk)
+        want = sums[0] + z * sums[3], *sums[1:], sums[0]
+        np.testing.assert_allclose([float(x) for x in got[:5]], want, rtol=1e-5)
+        assert float(got.each @ weights) == pytest.approx(sums[0], rel=1e-5)
+        exact = [nll + z * square for nll, square in zip(*slopes, strict=True)]
+        jax.tree.map(close, list(jax.grad(loss, (0, 1))(*args)), exact)
 
 
 @pytest.mark.parametrize('scale', [1.0, 10.0, 100.0])
@@ -98,7 +107,7 @@ def test_no_supervised_row_gives_zero_and_zero_gradient(rng):
 
 def test_logits_of_all_rows_never_exist(rng):
     """No value in the gradient's program is as large as the logits of all rows."""
-    n, d, v, chunk = 512, 4, 64, 32
+    n, d, v, chunk = 2048, 4, 64, 32
     labels = jnp.zeros(n, jnp.int32)
 
     def total(hidden, head):
@@ -108,4 +117,65 @@ def test_logits_of_all_rows_never_exist(rng):
     text = jax.jit(jax.grad(total, (0, 1))).lower(*args).compile().as_text()
     shapes = re.findall(r'[a-z]+\d+\[([\d,]+)\]', text)
     sizes = [int(np.prod([int(x) for x in s.split(',')])) for s in shapes]
-    assert chunk * v <= max(sizes) < n * v / 4
+    assert chunk * v <= max(sizes) < n * v / 4  # gradients of a few chunks' logits do
+
+
+@pytest.mark.parametrize('t', [12, 13])
+@pytest.mark.parametrize(
+    ('preset', 'mesh'),
+    [('fsdp', MeshConfig(data=2, fsdp=4)), ('fsdp_tensor', MeshConfig(data=2, fsdp=2, tensor=2))],
+)
+def test_on_a_mesh_equals_one_device(rng, preset, mesh, t):
+    """Hidden states, head and vocabulary divided in every way; 13 positions do not divide."""
+    b, d, v = 8, 8, 24
+    hidden, head, labels = draw(rng, b * t, d, v)
+    sums, (d_hidden, d_head), _ = closed_form(hidden, head, labels, np.ones(b * t))
+    hidden, labels = jnp.float32(hidden).reshape(b, t, d), jnp.int32(labels).reshape(b, t)
+    mesh = make_mesh(mesh)
+
+    @jax.jit
+    def run(hidden, head):
+        with sharding_scope(mesh, rules.resolver(rules.preset(preset))):
+
+            def total(hidden, head):
+                got = nn_losses.cross_entropy(hidden, head, labels, chunk=3)
+                return got.loss, got
+
+            slopes, got = jax.grad(total, (0, 1), has_aux=True)(hidden, head)
+            return slopes, got, nn_losses.cross_entropy(hidden, head, labels, chunk=5)
+
+    slopes, got, again = run(hidden, jnp.float32(head))
+    for found in (got, again):
+        np.testing.assert_allclose([float(x) for x in found[:4]], sums, rtol=1e-6)
+        assert float(found.each.sum()) == pytest.approx(sums[0], rel=1e-6)
+    close(slopes[0].reshape(-1, d), d_hidden)
+    close(slopes[1], d_head)
+    assert not got.each.sharding.is_fully_replicated
+    assert not slopes[1].sharding.is_fully_replicated
+
+
+def test_the_head_is_gathered_and_its_gradient_reduced_once_whatever_the_chunks():
+    """No collective inside a loop."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    labels = jnp.zeros((8, 64), jnp.int32)
+
+    def total(hidden, head):
+        with sharding_scope(mesh, rules.resolver(rules.preset('fsdp'))):
+            return nn_losses.cross_entropy(hidden, head, labels, chunk=4).loss
+
+    program = jax.make_jaxpr(jax.grad(total, (0, 1)))(jnp.zeros((8, 64, 8)), jnp.zeros((8, 16)))
+    inside, outside = operations(program.jaxpr), operations(program.jaxpr, into_loops=False)
+    assert 'scan' in outside
+    for collective in ('all_gather', 'reduce_scatter'):
+        assert inside.count(collective) == outside.count(collective) == 1
+
+
+def operations(jaxpr, into_loops: bool = True) -> list[str]:
+    """Names of all operations, those of inner programs included."""
+    found = []
+    for equation in jaxpr.eqns:
+        found.append(equation.primitive.name)
+        if into_loops or equation.primitive.name != 'scan':
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                found += operations(inner, into_loops)
+    return found

@@ -27,6 +27,18 @@ TEXT = f'''HloModule jit_f, is_scheduled=true
   ROOT %d = f32[1000,128]{{1,0}} dynamic-update-slice(%c, %n)
 }}
 
+%whole_layer (w: s8[32,64,128], i: s32[]) -> s8[64,128] {{
+  %w = s8[32,64,128]{{2,1,0}} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %g = s8[64,128]{{1,0}} fusion(%w, %i), kind=kLoop, calls=%one_of_many
+}}
+
+%counted (s: s32[]) -> pred[] {{
+  %s = s32[] parameter(0)
+  %n = s32[]{{:T(128)}} constant(32)
+  ROOT %less = pred[] compare(%s, %n), direction=LT
+}}
+
 %idle (p: f32[8]) -> f32[8] {{
   ROOT %p = f32[8]{{0}} parameter(0)
 }}
@@ -40,7 +52,7 @@ TEXT = f'''HloModule jit_f, is_scheduled=true
   %s = (f32[8]{{0}}, s8[32,64,128]{{2,1,0}}) parameter(0)
   %w = s8[32,64,128]{{2,1,0}} get-tuple-element(%s), index=1
   %i = s32[]{{:S(1)}} constant(3)
-  ROOT %f = s8[64,128]{{1,0:S(1)}} fusion(%w, %i), kind=kLoop, calls=%one_of_many, {noted(2)}
+  ROOT %f = s8[64,128]{{1,0:S(1)}} fusion(%w, %i), kind=kLoop, calls=%whole_layer, {noted(2)}
 }}
 
 %step (s: (f32[8], s8[32,64,128])) -> (f32[8], s8[32,64,128]) {{
@@ -84,6 +96,13 @@ def test_an_operation_is_at_least_its_bytes_or_its_note():
     found = loud.seconds('layer', 'v5e', lambda ways: 0)
     assert found == pytest.approx(10**6 * CYCLE)
     assert CHIPS['v5e'] == (1.5e9, 0.819e12)
+
+
+def test_a_loop_that_counts_to_a_constant():
+    quiet = 'backend_config={"known_trip_count":{"n":"32"}}'
+    program = Program(TEXT.replace(quiet, '').replace('condition=%go, body=%layer', 'condition=%counted, body=%layer'))  # noqa: E501
+    (loop,) = [o for o in program.computations['step'] if o.kind == 'while']
+    assert program.turns(loop) == 32
 
 
 def test_what_stands_below_a_loop():

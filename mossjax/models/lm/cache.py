@@ -16,6 +16,8 @@ from mossjax.ops.quant import Int8, quantise_rows
 
 AXES = ('layers', 'batch', 'kv_heads', 'slots', 'head_dim')  # of every buffer
 
+WRITTEN_OUT = 16  # lanes
+
 Buffer = jax.Array | Int8  # (l, b, k, slots, h)
 Pair = tuple[Buffer, Buffer]  # keys after norm and rotation, values
 
@@ -123,10 +125,14 @@ def _write(buffer: Buffer, new: jax.Array, start: jax.Array, first) -> Buffer:
 
 
 def _write_lanes(buffer: jax.Array, new: jax.Array, start: jax.Array, first) -> jax.Array:
-    """A loop of in-place updates: a scatter over lanes would copy the buffer."""
+    """In-place updates, lane after lane: a scatter over lanes would copy the buffer.
+
+    Those of a few lanes are written out: of some loops of them the TPU compiler cannot tell the
+    buffer from the news.
+    """
 
     def lane(i, buffer):
         own = jax.lax.dynamic_slice_in_dim(new, i, 1, axis=1)
         return jax.lax.dynamic_update_slice(buffer, own, (0, first + i, 0, start[first + i], 0))
 
-    return jax.lax.fori_loop(0, new.shape[1], lane, buffer)
+    return jax.lax.fori_loop(0, new.shape[1], lane, buffer, unroll=WRITTEN_OUT)

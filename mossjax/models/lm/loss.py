@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from mossjax.models.lm.model import AUDIO, TEXT, LanguageModel
+from mossjax.nn.losses import cross_entropy
 from mossjax.ops.attention import Mask
-from mossjax.ops.losses import IGNORE, CrossEntropy, cross_entropy
+from mossjax.ops.losses import IGNORE
 
 CHANNELS = {'text': TEXT, 'audio': AUDIO}
 Counts = Mapping[str, jax.Array]
@@ -64,9 +65,8 @@ def loss(
         is not built.
       mean: what each channel's sum is divided by, `joint` or `per_channel`.
       z_weight: of the z-loss, the mean square of the logits' log-sum-exp, which keeps it near 0.
-      chunk: positions whose logits exist at a time.
-      watch: name -> (r, t) bool, positions whose loss is reported by itself and trains nothing
-        (another pass through the heads each).
+      chunk: positions of one device whose logits exist at a time.
+      watch: name -> (r, t) bool, positions whose loss is reported by itself and trains nothing.
       counts: `count` of the whole batch, where `batch` is a part of it; its own by default.
 
     Returns:
@@ -82,31 +82,23 @@ def loss(
     built = tuple(CHANNELS[channel] for channel in weights)
     hidden = model.hidden(batch['tokens'], batch['positions'], mask, built)
 
-    def sums(channel: str, x: jax.Array, where=None) -> CrossEntropy:
-        labels = batch['labels'][..., CHANNELS[channel]].reshape(-1)
-        head = model.text_head if channel == 'text' else model.audio_head
-        where = None if where is None else where.reshape(-1)
-        return cross_entropy(
-            x.reshape(-1, x.shape[-1]), head.kernel[...], labels, where, chunk=chunk
-        )
-
     total, square, metrics = 0.0, 0.0, {}
     for channel, weight in weights.items():
-        x = hidden[CHANNELS[channel]]
-        found = sums(channel, x)
+        labels = batch['labels'][..., CHANNELS[channel]]
+        head = model.text_head if channel == 'text' else model.audio_head
+        found = cross_entropy(
+            hidden[CHANNELS[channel]], head.kernel[...], labels, z_weight=z_weight, chunk=chunk
+        )
         total += weight * _over(found.loss, divisors[channel])
         square += weight * _over(found.square, divisors[channel])
-        metrics[f'{channel}_loss'] = _over(found.loss, counts[channel])
+        metrics[f'{channel}_loss'] = _over(found.nll, counts[channel])
         metrics[f'{channel}_accuracy'] = _over(found.correct, counts[channel])
         metrics[f'{channel}_count'] = found.count
         for name, where in (watch or {}).items():
-            seen = sums(channel, jax.lax.stop_gradient(x), where).loss
-            metrics[f'{name}_{channel}_loss'] = jax.lax.stop_gradient(
-                _over(seen, counts[f'{name}_{channel}'])
-            )
+            seen = jnp.sum(jnp.where(where, found.each, 0.0))
+            metrics[f'{name}_{channel}_loss'] = _over(seen, counts[f'{name}_{channel}'])
     if z_weight:
         metrics['z_loss'] = z_weight * square
-        total += metrics['z_loss']
     return total, metrics
 
 

@@ -118,11 +118,14 @@ class LanguageModel(nnx.Module):
 
         run = functools.partial(scan_layers, body=body, remat=self.remat)
         h, _ = run(self.trunk, x)
-        branches = (self.text_branch, self.text_norm), (self.audio_branch, self.audio_norm)
-        return Hidden(*(
-            norm(run(branch, h)[0]) if channel in channels else None
-            for channel, (branch, norm) in enumerate(branches)
-        ))
+        text = audio = None
+        if TEXT in channels:
+            text, _ = run(self.text_branch, h)
+            text = self.text_norm(text)
+        if AUDIO in channels:
+            audio, _ = run(self.audio_branch, h)
+            audio = self.audio_norm(audio)
+        return Hidden(text, audio)
 
     def logits(self, hidden: Hidden) -> Logits:
         """Both heads; the logits keep the dtype of the activations."""

@@ -22,10 +22,11 @@ from mossjax.models.tokenizer.encoder import (
 )
 from mossjax.nn.attention import MultiHeadAttention
 from mossjax.nn.linear import Embedding, LayerNorm, Linear
+from mossjax.nn.losses import cross_entropy
 from mossjax.nn.param import normal, param, scan_layers, stack
 from mossjax.ops import attention as attention_ops
 from mossjax.ops.attention import Mask
-from mossjax.ops.losses import IGNORE, cross_entropy
+from mossjax.ops.losses import IGNORE
 
 CTC_FRAMES = 2  # CTC frames per code: 12.5 a second are fewer than the phones of fast speech
 
@@ -126,9 +127,7 @@ class TextDecoder(nnx.Module):
 def text_loss(head: TextDecoder, hidden, batch, mask):
     """Mean cross-entropy over `batch['text']` (b, u) int32, -100 where not supervised."""
     states = head(batch['text'], hidden, mask)
-    sums = cross_entropy(
-        states.reshape(-1, states.shape[-1]), head.embed.table[...].T, batch['text'].reshape(-1)
-    )
+    sums = cross_entropy(states, head.embed.table[...].T, batch['text'])
     count = jnp.maximum(sums.count, 1.0)
     return sums.loss / count, {'text_accuracy': sums.correct / count}
 
