@@ -131,11 +131,16 @@ def _every_step_costs_the_same(stream: Stream, start, row):
 
 
 def operations(program) -> list[str]:
-    """The names of all operations of a jaxpr, those inside others included."""
+    """The names of all operations of a jaxpr, those inside others included.
+
+    A choice between platforms, `jax.lax.platform_dependent`, is made when the program is compiled:
+    it is called so, and not 'cond', as which it stands in a jaxpr.
+    """
     program = getattr(program, 'jaxpr', program)
     names = []
     for equation in program.eqns:
-        names.append(equation.primitive.name)
+        by_platform = equation.params.get('branches_platforms') is not None
+        names.append('platform_dependent' if by_platform else equation.primitive.name)
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
         ):

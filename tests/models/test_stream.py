@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,6 +64,22 @@ class Growing(Sums):
         return (inner, jnp.concatenate([state[1], piece.values], axis=1)), out
 
 
+class Hesitant(Sums):
+    """A step may cost more than another: the state decides what is run."""
+
+    def one(self, state, piece):
+        late = state.total[0] > 5
+        return jax.lax.cond(late, super().one, super().one, state, piece)
+
+
+class Portable(Sums):
+    """What is run depends on the platform alone."""
+
+    def one(self, state, piece):
+        one = super().one
+        return jax.lax.platform_dependent(state, piece, tpu=one, default=one)
+
+
 class Forgetful(Sums):
     """Only the first block of a piece is summed."""
 
@@ -74,11 +91,12 @@ class Forgetful(Sums):
 ROWS = [np.arange(1, n + 1, dtype=np.float32) for n in (7, 6, 2, 9)]
 
 
-def test_a_stream_that_keeps_the_contract():
-    verify_contract(Sums(), ROWS, np.cumsum, atol=1e-6)
+@pytest.mark.parametrize('stream', [Sums, Portable])
+def test_a_stream_that_keeps_the_contract(stream):
+    verify_contract(stream(), ROWS, np.cumsum, atol=1e-6)
 
 
-@pytest.mark.parametrize('stream', [Greedy, Sociable, Growing, Forgetful])
+@pytest.mark.parametrize('stream', [Greedy, Sociable, Growing, Hesitant, Forgetful])
 def test_a_stream_that_breaks_it_is_found(stream):
     with pytest.raises((AssertionError, TypeError)):
         verify_contract(stream(), ROWS, np.cumsum, atol=1e-6)
