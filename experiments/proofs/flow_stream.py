@@ -8,10 +8,7 @@ behind a voice of 3.2 s of the same speaker, with windows of 1, 2, 4 and 8 s. Co
 sizes with random weights, compiled by the TPU compiler for chips that are not there, float32,
 one session in steady state; the vocoder's windows are counted with what they compute again.
 
-The record also keeps what two roads gave (`roads`); the one not taken, b, runs the ordinary network
-on [voice | last W seconds | chunk | look-ahead], with the mel that was sent as known frames. Its
-code is in the history, at the commit named there. Fails if a second of sound takes longer than
-GATE seconds on one v5e.
+Fails if a second of sound takes longer than GATE seconds on one v5e.
 """
 
 import functools
@@ -181,12 +178,10 @@ def main(argv: list[str]) -> None:
     out = flags.FLAGS.out
     if not out:
         sys.exit('--out FILE.json is missing')
-    old = record.read(out)
-    kept = {name: old[name] for name in ('decision', 'roads') if name in old}
     compiled = {topology: costs(topology) for topology in TOPOLOGIES}
     window = {'past_codes': PAST, 'voice_codes': VOICE, 'hop_codes': HOPS[-1]}
     record.write(out, 'JAX_PLATFORMS=cpu python -m experiments.proofs.run flow_stream', {
-        **kept, 'distances': distances(), 'window': window, 'gate': GATE, 'costs': compiled,
+        'distances': distances(), 'window': window, 'gate': GATE, 'costs': compiled,
         'libtpu': importlib.metadata.version('libtpu'),
     })  # fmt: skip
     if compiled['v5e:1x1']['seconds_per_second'] > GATE:
