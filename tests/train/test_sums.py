@@ -55,7 +55,7 @@ def uneven(task):
 
 @pytest.fixture(scope='module')
 def whole():
-    """A task with a mean for each channel, so that both counts must be whole; its step in one go."""
+    """A task with a mean for each channel, so that both counts matter; its step in one go."""
     task = uneven(tiny_task(mean=per_channel, z_weight=0.1, reply=(7, 8)))
     return task, *one_step(task, 1)
 
