@@ -45,6 +45,7 @@ setup(
         'packaging',
         'pyyaml',
         'safetensors>=0.5',
+        'scipy',
         'soundfile>=0.13',
         'tensorboardX',
         'tensorstore',

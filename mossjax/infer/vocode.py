@@ -138,10 +138,9 @@ def _parsed(number: int, text: bytes, path: str, config: FlowConfig) -> tuple[st
     if not codes:
         raise InputError(f'{where}: no codes, so there is nothing to speak; remove the line')
     ids = values.Range(0, config.vocab_size - 1, whole=True)
-    wrong = next((code for code in codes if code not in ids), None)
-    if wrong is not None:
+    if wrong := [code for code in codes if code not in ids]:
         raise InputError(
-            f'{where}: code {values.shown(wrong)} is not {ids}; were these codes made by the '
+            f'{where}: code {values.shown(wrong[0])} is not {ids}; were these codes made by the '
             'tokenizer of this codec?'
         )
     name = fields.get('path', '')

@@ -83,7 +83,7 @@ def per_device(fn: Callable, in_specs, out_specs) -> Callable:
 
 
 def _mesh_axes(name: str) -> tuple[str, ...]:
-    entry = _scope.get()[1]((name,))[0]
+    entry, *_ = *_scope.get()[1]((name,)), None  # a spec may leave out what is whole
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 

@@ -52,7 +52,7 @@ def cross_entropy(
     which multiply it.
 
     Args:
-      hidden: (..., d). head: (d, v).
+      hidden: (..., d). head: (d, v), an array or what stands for one (`ops.contract.Weight`).
       labels: (...) int32 in [0, v), or -100 for positions that do not count. Any other label makes
         the loss NaN, so that a corrupt data set stops the run.
       weights: (...) non-negative, 1 by default; no gradient flows to them.
@@ -62,6 +62,8 @@ def cross_entropy(
     """
     weights = jnp.ones(labels.shape) if weights is None else weights
     weights = jax.lax.stop_gradient(jnp.asarray(weights, jnp.float32))
+    if hasattr(head, 'contract'):  # written out once; the gradient goes back to what it is made of
+        head = head.astype(jnp.float32)
     return _cross_entropy(
         run or local, (z_weight, chunk), hidden, head, jnp.asarray(labels), weights
     )

@@ -239,8 +239,12 @@ class LMTask:
         """See `task.Task`."""
         context = batch['tokens'].shape[1]
         trainable, _ = optim.split(self.network.shapes, (*frozen, *self.frozen))
-        adapters = optim.count(trainable['lora']) if self.lora else 0
-        parts = set() if self.lora else set(trainable)
+        trainable, adapters = trainable['lora'] if self.lora else trainable, 0
+        if self.lora:  # the gradient of an adapted head is made whole, that of other weights never
+            heads = {name: x for name, x in trainable.items() if name.endswith('_head')}
+            adapters = optim.count(trainable) - optim.count(heads)
+            trainable = heads
+        parts = set(trainable)
         parts |= {'embed'} if parts & {'text_embed', 'audio_embed'} else set()
         return flops_lib.convention(self.config, context), flops_lib.done(
             self.config, context, parts.__contains__, tuple(self.weights), adapters

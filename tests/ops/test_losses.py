@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mossjax.nn import losses as nn_losses
+from mossjax.nn.lora import Adapted
 from mossjax.nn.shard import sharding_scope
 from mossjax.ops.losses import cross_entropy
 from mossjax.parallel import rules
@@ -152,6 +153,27 @@ def test_on_a_mesh_equals_one_device(rng, preset, mesh, t):
     close(slopes[1], d_head)
     assert not got.each.sharding.is_fully_replicated
     assert not slopes[1].sharding.is_fully_replicated
+
+
+def test_adapters_of_a_head_on_a_mesh(rng):
+    """Head 1.5 down up; a rank of 3 and 21 words divide over nothing."""
+    b, t, d, v, rank = 8, 12, 8, 21, 3
+    hidden, base, labels = draw(rng, b * t, d, v)
+    down, up = rng.normal(size=(d, rank)), rng.normal(size=(rank, v))
+    sums, (_, d_head), _ = closed_form(hidden, base + 1.5 * down @ up, labels, np.ones(b * t))
+    hidden, labels = jnp.float32(hidden).reshape(b, t, d), jnp.int32(labels).reshape(b, t)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+    @jax.jit
+    def run(down, up):
+        with sharding_scope(mesh, rules.resolver(rules.preset('fsdp_tensor'))):
+            head = Adapted(jnp.float32(base), down, up, 1.5)
+            return nn_losses.cross_entropy(hidden, head, labels, chunk=3).loss
+
+    loss, (d_down, d_up) = jax.value_and_grad(run, (0, 1))(jnp.float32(down), jnp.float32(up))
+    assert float(loss) == pytest.approx(sums[0], rel=1e-6)
+    close(d_down, 1.5 * d_head @ up.T)
+    close(d_up, 1.5 * down.T @ d_head)
 
 
 def test_the_head_is_gathered_and_its_gradient_reduced_once_whatever_the_chunks():

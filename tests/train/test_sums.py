@@ -53,10 +53,16 @@ def uneven(task):
                      batches=Whole(lambda step: batch))  # fmt: skip
 
 
-def test_parts_of_a_batch_add_up_to_it():
-    """1 x 8, 2 x 4 and 8 x 1 rows; a mean for each channel, so that both counts must be whole."""
+@pytest.fixture(scope='module')
+def whole():
+    """A task with a mean for each channel, so that both counts matter; its step in one go."""
     task = uneven(tiny_task(mean=per_channel, z_weight=0.1, reply=(7, 8)))
-    metrics, gradient = one_step(task, 1)
+    return task, *one_step(task, 1)
+
+
+def test_parts_of_a_batch_add_up_to_it(whole):
+    """1 x 8, 2 x 4 and 8 x 1 rows."""
+    task, metrics, gradient = whole
     largest = max(np.abs(x).max() for x in jax.tree.leaves(gradient))
     for parts in (2, 8):
         numbers, sums = one_step(task, parts)
@@ -66,11 +72,9 @@ def test_parts_of_a_batch_add_up_to_it():
             np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * largest)
 
 
-def test_parts_on_several_devices_are_those_of_one():
-    """With one denominator."""
-    task = uneven(tiny_task())
-    metrics, moments = one_step(task, 1)
-    there = one_step(task, 2, jax.devices()[:4])
+def test_parts_on_several_devices_are_those_of_one(whole):
+    task, metrics, moments = whole
+    there = one_step(task, 2, jax.devices()[:2])
     np.testing.assert_allclose(there[0]['loss'], metrics['loss'], rtol=1e-6)
     jax.tree.map(lambda a, b: close(a, b, 1e-5), there[1], moments)
 

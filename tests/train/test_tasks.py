@@ -89,7 +89,7 @@ def test_a_run_goes_on_from_a_model_and_from_another_run(lm, tmp_path):
 @pytest.mark.parametrize(
     'change, message',
     [
-        (lambda c: c.model.update(attention='flash'), 'config.model.attention.*reference, splash'),
+        (lambda c: c.model.update(attention='fast'), 'model.attention.*reference, flash, splash'),
         (lambda c: c.data.update(batchsize=4), 'batchsize.*did you mean batch_size'),
         (lambda c: c.update(task='lmm'), "config.task is 'lmm'; choose one of lm, tokenizer, flow"),
         (lambda c: c.data.rows.update(a='nowhere'), 'nowhere: no complete packed data set'),

@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+from jax.interpreters import partial_eval as pe
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,26 +67,31 @@ ADAPTERS = Lora(rank=2, alpha=4.0, targets=('.*/attn/[qkvo]', '.*/mlp/.*'))
     ({'text_weight': 0.0}, ('trunk/.*', 'text_embed/.*')),  # stage 1
     ({'text_weight': 0.0}, ('trunk/.*', '.*_embed/.*')),  # the gradient stops above the trunk
     ({}, ('trunk/.*', '.*_embed/.*', 'text_branch/.*', 'text_norm/.*')),
+    ({'lora': ADAPTERS}, ()),
+    ({'lora': Lora(3, 6.0, ('.*/attn/[qo]', 'audio_head/kernel'))}, ()),
+    ({'lora': Lora(3, 6.0, ('.*_head/kernel',))}, ()),  # the gradient stops at the heads
 ])  # fmt: skip
 def test_what_is_done_is_what_the_program_multiplies(changes, frozen):
     task = tiny_task(**changes)
     batch = task.batch(0)
     b, t = batch['segments'].shape
-    params = tiny_params(task.config)
-    trainable, rest = optim.split(params, (*frozen, *task.frozen))
+    trainable, rest = optim.split(task.network.shapes, (*frozen, *task.frozen))
 
-    def total(trainable):
+    def total(trainable, rest):
         return task.loss(optim.join(trainable, rest), {}, batch, None)[0]
 
-    program = jax.make_jaxpr(jax.grad(total))(trainable)
-    got = matmuls(program.jaxpr) / (b * t)
+    program = jax.make_jaxpr(jax.grad(total))(trainable, rest).jaxpr
+    # As compiled: without the products that nothing needs, a head's of what is frozen.
+    program, _ = pe.dce_jaxpr(program, [True] * len(program.outvars))
+    got = matmuls(program) / (b * t)
     found, real = task.flops(batch, frozen)
     assert found == convention(task.config, t)
-    # Reference attention computes the whole square; each head's product is computed again.
-    heads = {'text': task.config.vocab_size, 'audio': task.config.audio_vocab_size}
-    again = sum(2 * task.config.hidden_size * heads[name] for name in task.weights)
+    # Reference attention computes the whole square; nothing is computed again.
     square = real - _without_attention(task, t, frozen)
-    assert got == pytest.approx(real + square + again, rel=1e-9)
+    adapted = [x['kernel']['up'].shape for name, x in trainable.get('lora', {}).items()
+               if name.endswith('_head')]  # fmt: skip
+    once = sum(6 * rank * task.config.hidden_size * vocab for rank, vocab in adapted)
+    assert got == pytest.approx(real + square + once / (b * t), rel=1e-9)
 
 
 def _without_attention(task, t, frozen):

@@ -33,7 +33,8 @@ def done(
       trained: whether any weight of a part has a gradient: 'embed', 'trunk', CHANNEL_branch,
         CHANNEL_norm, CHANNEL_head.
       channels: that are built.
-      adapters: weights of low-rank adapters, all trained, beside frozen matrices.
+      adapters: weights of low-rank adapters, all trained, beside frozen matrices of layers. Those
+        of a head are written into it once a step, which is not counted, and count as it.
     """
     d, q = config.hidden_size, config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim

@@ -210,4 +210,5 @@ def test_activation_constraints_name_their_axes():
     with sharding_scope(mesh, resolve):
         grid = tiny_grid(CONFIG, 1, 4)
         jax.eval_shape(lambda p: NET.bind(p)(grid, positions(1, 4), CAUSAL), PARAMS)
-    assert seen == {('batch', 'time', None), ('batch', 'time', 'vocab')}
+    looked_up = {(name,) for name in ('batch', 'time', 'vocab', 'embed')}  # ids and the tables
+    assert seen == {('batch', 'time', None), ('batch', 'time', 'vocab')} | looked_up
