@@ -7,8 +7,8 @@ Compiles a case of `experiments.proofs.tpu_train_step` (with --read what DIR alr
 taken), and adds up the compiler's own estimates (`mossjax.plan.estimate`). The attention kernels
 are charged the bundles of `experiments/benchmarks/attention.json` times the blocks they visit, on
 the online road; what the bound for a maximum would save stands beside it. Share of peak: 58.49
-GFLOP a token at 8,192 positions, as `flops_per_token` counts them. Nothing here was measured on a
-TPU.
+GFLOP a token at 8,192 positions, as `mossjax.models.lm.flops` counts them. Nothing here was
+measured on a TPU.
 """
 
 from collections import defaultdict
@@ -20,25 +20,17 @@ from absl import app, flags
 from experiments.benchmarks import attention
 from experiments.proofs import record
 from experiments.proofs import tpu_train_step as proof
+from mossjax.models.lm import flops
 from mossjax.models.lm.config import LMConfig
 from mossjax.ops import flash_mask
 from mossjax.ops.attention import Mask
 from mossjax.ops.flash_blocks import BACKWARD, FORWARD
+from mossjax.parallel import chips
 from mossjax.plan import estimate as estimates
 from mossjax.plan import hlo
 
 CORES = {'v5p': 2}  # that share a device's kernels, 1 of the others
 ATTENTION = Path(attention.__file__).with_suffix('.json')
-
-
-def flops_per_token(config: LMConfig, context: int) -> float:
-    """Forward and backward of all layers and both heads, attention to half of the square."""
-    d, h = config.hidden_size, config.head_dim
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    layers = config.num_shared_layers + 2 * config.num_modality_layers
-    layer = d * h * (2 * heads + 2 * kv_heads) + 3 * d * config.intermediate_size
-    logits = d * (config.vocab_size + config.audio_vocab_size)
-    return 6 * (layers * layer + logits) + 6 * layers * heads * h * context
 
 
 def kernel_cycles(case: proof.Case, config: LMConfig, road: str) -> dict[str, float]:
@@ -84,13 +76,13 @@ def group_of(part: estimates.Part) -> str:
 def account(case: proof.Case, dump: str) -> dict:
     """What the record holds of one case."""
     config, module = LMConfig.released(), hlo.read(dump)
-    chip = estimates.CHIPS[case.generation]
+    chip = chips.CHIPS[case.generation]
     made = {
         road: estimates.estimate(module, chip, kernel_cycles(case, config, road))
         for road in ('online', 'bound')
     }
     tokens = case.rows * case.context
-    flops = flops_per_token(config, case.context) * tokens
+    work = flops.convention(config, case.context) * tokens
     by_group: dict[str, float] = defaultdict(float)
     for part in made['online'].parts:
         by_group[group_of(part)] += part.seconds * 1e3
@@ -103,7 +95,7 @@ def account(case: proof.Case, dump: str) -> dict:
         **case._asdict(),
         'seconds': {road: round(x.seconds, 4) for road, x in made.items()},
         'share_of_peak': {
-            road: round(flops / x.seconds / chip.flops, 4) for road, x in made.items()
+            road: round(work / x.seconds / chip.flops, 4) for road, x in made.items()
         },
         'tokens_per_second_and_chip': round(tokens / made['online'].seconds),
         'exposed_collectives_ms': round(made['online'].exposed * 1e3, 1),

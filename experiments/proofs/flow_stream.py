@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.proofs import cycles, record
+from experiments.proofs import cost, record
 from mossjax.convert.codec_flow import flow_network, open_flow
 from mossjax.convert.codec_vocoder import hift_network
 from mossjax.infer.assets import Assets, shipped
@@ -161,7 +161,7 @@ def costs(topology: str) -> dict:
     for name, (step, given) in (
         ('flow', flow_step(hop, window)), ('vocoder', vocoder_step(hop)),
     ):  # fmt: skip
-        one = cycles.compiled(step, given, topology, donate=(1,))
+        one = cost.compiled(step, given, topology, donate=(1,))
         found[name] = {
             'seconds_per_second': round(one['seconds'] / (CODE * hop), 4),
             'gflop_per_second': round(one['flops'] / (CODE * hop) / 1e9, 1),

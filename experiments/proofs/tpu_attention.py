@@ -18,14 +18,14 @@ import sys
 from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from experiments.proofs import record
 from mossjax.nn.flash import flash
 from mossjax.nn.shard import sharding_scope
 from mossjax.ops.attention import Mask
 from mossjax.ops.flash_blocks import FORWARD
-from mossjax.parallel import options, rules
+from mossjax.parallel import chips, rules
 from mossjax.parallel.mesh import AXES, MeshConfig, make_mesh
 from mossjax.plan import compile as plan
 
@@ -63,11 +63,7 @@ def program_hash(traced) -> str:
 
 def abstract_mesh(generation: str) -> AbstractMesh:
     """One device of a generation, none in particular."""
-    kind = next(kind for kind, name in options.KINDS.items() if name == generation)
-    return AbstractMesh(
-        (1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES),
-        abstract_device=AbstractDevice(kind, None, 'tpu'),
-    )  # fmt: skip
+    return chips.abstract_mesh(generation, (1,) * len(AXES), AXES)
 
 
 def prove(generation: str, context: int) -> dict:

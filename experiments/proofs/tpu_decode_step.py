@@ -27,7 +27,7 @@ from mossjax.infer.sampling import Settings
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.model import network
-from mossjax.parallel import options
+from mossjax.parallel import chips, options
 from mossjax.plan import compile as plan
 from mossjax.plan import cycles
 
@@ -110,7 +110,7 @@ def lowered(case: Case, device=None):
 
 def roofline(case: Case) -> float:
     """Seconds that the bytes of a step in speech take: trunk, one branch and head, their cache."""
-    c, (_, bandwidth) = CONFIG, cycles.CHIPS[case.chip]
+    c, bandwidth = CONFIG, chips.CHIPS[case.chip].bandwidth
     heads = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
     layer = c.hidden_size * (heads + 3 * c.intermediate_size)
     layers = c.num_shared_layers + c.num_modality_layers

@@ -21,10 +21,10 @@ from typing import NamedTuple
 from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import AbstractMesh
 
 from experiments.proofs import record
-from mossjax.parallel import options, rules
+from mossjax.parallel import chips, options, rules
 from mossjax.parallel.mesh import AXES, MeshConfig, make_mesh
 from mossjax.plan import compile as plan
 from mossjax.train import lm, state, step
@@ -78,13 +78,9 @@ def lowered(case: Case, mesh):
     )  # fmt: skip
 
 
-def abstract_mesh(generation: str, chips: int) -> AbstractMesh:
+def abstract_mesh(generation: str, chips_in_all: int) -> AbstractMesh:
     """The mesh of the configs for this many chips, of no devices in particular."""
-    kind = next(kind for kind, name in options.KINDS.items() if name == generation)
-    return AbstractMesh(
-        MeshConfig().shape(chips), AXES, axis_types=(AxisType.Auto,) * len(AXES),
-        abstract_device=AbstractDevice(kind, None, 'tpu'),
-    )  # fmt: skip
+    return chips.abstract_mesh(generation, MeshConfig().shape(chips_in_all), AXES)
 
 
 def prove(case: Case, dump: str | None) -> dict:

@@ -6,11 +6,8 @@ is what runs.
 
 import jax
 
-# Device kinds as jax names them.
-KINDS = {
-    'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5e': 'v5e', 'TPU v5': 'v5p', 'TPU v5p': 'v5p',
-    'TPU v6 lite': 'v6e', 'TPU v6e': 'v6e', 'TPU7x': 'tpu7x', 'TPU v7x': 'tpu7x',
-}  # fmt: skip
+from mossjax.parallel import chips
+
 TRAIN, SPEAK = 'train', 'speak'
 
 
@@ -37,10 +34,10 @@ def options(generation: str | None, program: str) -> dict[str, str]:
 
 def of_device(device: jax.Device, program: str) -> dict[str, str]:
     """Options for what runs on a device; none where it is no TPU."""
-    return options(KINDS.get(device.device_kind), program)
+    return options(chips.KINDS.get(device.device_kind), program)
 
 
 def generation(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> str | None:
     """The TPU generation of a mesh's devices, there or not; None of others."""
     device = mesh.abstract_mesh.abstract_device
-    return None if device is None else KINDS.get(device.device_kind)
+    return None if device is None else chips.KINDS.get(device.device_kind)

@@ -14,9 +14,8 @@ from pathlib import Path
 import re
 
 from mossjax.errors import InputError
+from mossjax.parallel.chips import CHIPS
 
-# Clock in Hz, bandwidth of HBM in bytes a second: the vendor's figures.
-CHIPS = {'v5e': (1.5e9, 0.819e12), 'v5p': (1.75e9, 2.765e12), 'v6e': (1.75e9, 1.638e12)}
 _BYTES = {
     'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2,
     's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8,
@@ -102,10 +101,10 @@ class Program:
         """Of one execution of a computation.
 
         Args:
-          chip: a key of CHIPS.
+          chip: a key of `chips.CHIPS`.
           way: names of the computations of a conditional, in order -> index of the one taken.
         """
-        clock, bandwidth = CHIPS[chip]
+        clock, bandwidth = CHIPS[chip].clock, CHIPS[chip].bandwidth
         total = 0.0
         for operation in self.computations[name]:
             if operation.kind == 'while':

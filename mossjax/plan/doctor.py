@@ -170,7 +170,7 @@ def disk(where: str = '.', usage: Callable = shutil.disk_usage) -> list[Finding]
         return [Finding(BAD, name, str(error), 'name a folder that is there')]
     if free < 3:
         return [Finding(BAD, name, f'{free:.1f} GB free', 'too little even for the environment of '
-                        'the tests (2.7 GB): free space or work elsewhere')]  # fmt: skip
+                        'the tests (3.5 GB): free space or work elsewhere')]  # fmt: skip
     if free < 40:
         return [Finding(NOTE, name, f'{free:.1f} GB free', 'the 9.1 B weights are 18 GB, and '
                         'converting them takes as much again')]  # fmt: skip

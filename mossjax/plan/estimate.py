@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import dataclasses
 import re
 
+from mossjax.parallel.chips import Chip
 from mossjax.plan.hlo import Instruction, Module, array_bytes, arrays
 
 _COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
@@ -20,28 +21,6 @@ _FREE = frozenset((
     'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'partition-id', 'after-all',
     'opt-barrier', 'copy-start', 'copy-done', 'iota', 'broadcast', 'replica-id', 'domain',
 ))  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What jax calls one device.
-
-    Attributes:
-      flops: bfloat16 a second at most. clock: cycles a second. link: bytes a second of one link,
-        one way. axes: of the torus, two links each.
-    """
-
-    flops: float
-    clock: float
-    link: float
-    axes: int
-
-
-CHIPS = {
-    'v5e': Chip(197e12, 1.5e9, 45e9, 2),
-    'v5p': Chip(459e12, 1.75e9, 90e9, 3),
-    'v6e': Chip(918e12, 1.75e9, 90e9, 2),
-}
 
 
 @dataclasses.dataclass(frozen=True)

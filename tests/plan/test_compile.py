@@ -35,7 +35,7 @@ def test_recorded_proof_is_about_the_program_of_today(name):
         assert found['program_sha256'] == plan.program_hash(program)
 
 
-@pytest.mark.parametrize('name', KERNELS)
+@pytest.mark.parametrize('name', tpu_attention.CASES)
 def test_recorded_attention_kernels_are_those_of_today(name):
     """After a change of them: python -m experiments.proofs.run tpu_attention"""
     generation, context = tpu_attention.CASES[name]

@@ -3,8 +3,9 @@
 import pytest
 
 from mossjax.errors import InputError
+from mossjax.parallel.chips import Chip
 from mossjax.plan import hlo
-from mossjax.plan.estimate import Chip, estimate
+from mossjax.plan.estimate import estimate
 
 PROGRAM = """HloModule jit_f, is_scheduled=true, num_partitions=8
 
@@ -47,7 +48,7 @@ ENTRY %main.1 (a: f32[1024]) -> f32[8] {
 }
 """  # noqa: E501
 # 1,000 cycles are a millisecond; a gather's 12,288 bytes take one on four links.
-CHIP = Chip(flops=1.0, clock=1e6, link=3.072e6, axes=2)
+CHIP = Chip(flops=1.0, clock=1e6, bandwidth=1.0, link=3.072e6, axes=2)
 
 
 def test_loops_kernels_and_collectives_add_up():

@@ -1,0 +1,18 @@
+"""What a program costs: operations counted against those worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+
+from experiments.proofs import cost
+
+
+def test_operations_of_products_and_convolutions_in_loops():
+    def run(x, kernels, taps):
+        x, _ = jax.lax.scan(lambda x, w: (jax.nn.relu(x @ w), None), x, kernels)
+        return jax.lax.conv_general_dilated(
+            x[None], taps, (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC')
+        )
+
+    shapes = jnp.zeros((9, 4)), jnp.zeros((6, 4, 4)), jnp.zeros((3, 4, 5))
+    found = cost.operations(jax.make_jaxpr(run)(*shapes).jaxpr)
+    assert found == 6 * (2 * 9 * 4 * 4) + 2 * (7 * 5) * (3 * 4)
