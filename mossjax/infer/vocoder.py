@@ -39,7 +39,7 @@ class Vocoder(Protocol):
 class GriffinLim:
     """Phases found from nothing: no weights, and audibly so."""
 
-    name, limit = 'Griffin-Lim, no trained vocoder', 1.0
+    name, limit = 'Griffin-Lim', 1.0
 
     def __init__(self, seed: int = 0):
         self._key = jax.random.key(seed)

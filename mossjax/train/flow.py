@@ -6,7 +6,7 @@ right to 1920 samples times its number of codes (the tokenizer rounds up); its m
 four frames per code.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -21,7 +21,7 @@ from mossjax.convert.codec_parts import TORCH, Part
 from mossjax.convert.source import DECODER
 from mossjax.data import speech
 from mossjax.data.codes import CodesStore
-from mossjax.data.pipeline import Batch, Batches
+from mossjax.data.pipeline import Batches
 from mossjax.errors import InputError
 from mossjax.models.flow.config import OFFLINE, Context, FlowConfig
 from mossjax.models.flow.loss import flow_loss, mu_loss
@@ -33,6 +33,7 @@ from mossjax.train import starts
 from mossjax.train.config import choose, options
 from mossjax.train.recordings import SpeechData
 from mossjax.train.starts import Run
+from mossjax.train.task import FromBatches
 from mossjax.values import COUNT, NOT_NEGATIVE, ranged
 
 # (model, batch, key, context) -> (loss, metrics)
@@ -57,7 +58,7 @@ class FlowLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowTask:
+class FlowTask(FromBatches):
     """What the training loop needs to know about the flow decoder.
 
     Attributes:
@@ -94,15 +95,6 @@ class FlowTask:
         """What a checkpoint says of its parameters, so that it can be exported; see `kinds`."""
         stem = STEM if self.context.chunk is None else f'{STEM}-chunk-{self.context.chunk}'
         return run_meta(Part(f'{DECODER}/{stem}', TORCH, self.config))
-
-    def size(self, step: int) -> int:
-        return self.batches.size(step)
-
-    def names(self, step: int) -> list[str]:
-        return self.batches.names(step)
-
-    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
-        return self.batches.batch(step, rows)
 
     def init_extra(self, params: dict) -> dict:
         """Nothing besides the parameters changes in training."""

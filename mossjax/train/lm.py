@@ -3,7 +3,7 @@
 Batch: `data.rows`, int32 tokens (r, t, 2), labels (r, t, 2), segments (r, t), positions (r, t).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from pathlib import Path
@@ -17,7 +17,7 @@ from mossjax.convert import kinds
 from mossjax.data.builder import open_rows
 from mossjax.data.chunks import CODES_PER_SECOND
 from mossjax.data.format import check_rows
-from mossjax.data.pipeline import Batch, Batches, FixedRows, RowBatches
+from mossjax.data.pipeline import Batches, FixedRows, RowBatches
 from mossjax.data.rows import IGNORE, Row
 from mossjax.errors import InputError
 from mossjax.files import read_json
@@ -37,6 +37,7 @@ from mossjax.ops.attention import attention
 from mossjax.train import optim, starts
 from mossjax.train.config import choose, group, options, path
 from mossjax.train.starts import Run
+from mossjax.train.task import FromBatches
 from mossjax.values import NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
 
 MEAN = {'joint': loss_lib.joint, 'channel': loss_lib.per_channel}
@@ -119,7 +120,7 @@ class LMLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class LMTask:
+class LMTask(FromBatches):
     """What the training loop needs to know about the language model.
 
     Attributes:
@@ -189,9 +190,6 @@ class LMTask:
         del params
         return {}
 
-    def size(self, step: int) -> int:
-        return self.batches.size(step)
-
     def consumed(self, step: int) -> int | None:
         """Rows of all batches before a step, where the batches can go on from any row."""
         return self.batches.consumed(step) if isinstance(self.batches, RowBatches) else None
@@ -199,12 +197,6 @@ class LMTask:
     def at(self, step: int, rows: int) -> 'LMTask':
         """The task whose batches before `step` have consumed so many rows."""
         return dataclasses.replace(self, batches=self.batches.at(step, rows))
-
-    def names(self, step: int) -> list[str]:
-        return self.batches.names(step)
-
-    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
-        return self.batches.batch(step, rows)
 
     def loss(self, params, extra, batch, key):
         return self.part(params, extra, batch, key, self.counts(batch))

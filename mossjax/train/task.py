@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import jax
 
-from mossjax.data.pipeline import Batch
+from mossjax.data.pipeline import Batch, Batches
 from mossjax.nn.param import Network
 
 
@@ -63,3 +63,18 @@ class Task(Protocol):
         resumed sees exactly what it would have seen, on whichever devices it goes on. Every array
         has the rows as first axis.
         """
+
+
+class FromBatches:
+    """The half of a task that is its data: `batches` says it."""
+
+    batches: Batches
+
+    def size(self, step: int) -> int:
+        return self.batches.size(step)
+
+    def names(self, step: int) -> list[str]:
+        return self.batches.names(step)
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        return self.batches.batch(step, rows)

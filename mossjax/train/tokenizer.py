@@ -8,7 +8,7 @@ Batch, all numpy arrays:
   text (b, u) int32, -100 not supervised                           (objective 'text')
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import os
@@ -23,7 +23,7 @@ from mossjax.convert import kinds, tokenizer_rules
 from mossjax.data import speech
 from mossjax.data.clips import Clips
 from mossjax.data.labels import Inventory, Transcripts
-from mossjax.data.pipeline import Batch, Batches
+from mossjax.data.pipeline import Batches
 from mossjax.errors import InputError
 from mossjax.models.tokenizer import asr, mel, quantizer
 from mossjax.models.tokenizer.config import TokenizerConfig
@@ -34,6 +34,7 @@ from mossjax.train.augment import Inputs, distorted, plain
 from mossjax.train.config import choose, options
 from mossjax.train.recordings import SpeechData
 from mossjax.train.starts import Run
+from mossjax.train.task import FromBatches
 from mossjax.values import COUNT, NOT_NEGATIVE, SIZE, ranged
 
 # Vectors remembered per step while there is no codebook, and steps remembered.
@@ -111,7 +112,7 @@ def objectives(
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerTask:
+class TokenizerTask(FromBatches):
     """What the training loop needs to know about the tokenizer.
 
     Attributes:
@@ -174,15 +175,6 @@ class TokenizerTask:
             'kind': kinds.TOKENIZER, 'configs': configs, 'prefix': tokenizer_rules.PREFIXES[0],
             'trained': True,
         }  # fmt: skip
-
-    def size(self, step: int) -> int:
-        return self.batches.size(step)
-
-    def names(self, step: int) -> list[str]:
-        return self.batches.names(step)
-
-    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
-        return self.batches.batch(step, rows)
 
     def init_extra(self, params: dict) -> dict:
         """The codebook, the step, and the vectors remembered for the codebook's start."""
