@@ -94,18 +94,5 @@ def save_campp(codec_dir: str | Path, config: CamppConfig, params: dict) -> None
     safetensors_io.write(directory / f'{STEM}.safetensors', tensors)
 
 
-def save_campp_onnx(
-    path: str | Path, original: str | Path, config: CamppConfig, params: dict
-) -> None:
-    """Writes the graph of `original` with these parameters in it.
-
-    Raises:
-      InputError: see `campp_onnx.replace`.
-    """
-    tensors = rules.to_tensors(campp_rules(config), jax.tree.map(np.asarray, params))
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    campp_onnx.replace(original, path, shapes, tensors.__getitem__)
-
-
 def _file(codec_dir: str | Path) -> Path | None:
     return weight_files.find(Path(codec_dir) / 'flow', STEM, SUFFIXES)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mossjax.convert import rules
+from mossjax.convert import campp_onnx, rules
 from mossjax.convert.campp_onnx import OnnxTensors
 from mossjax.convert.campp_rules import campp_rules
-from mossjax.convert.codec_speaker import campp_network, open_campp, save_campp, save_campp_onnx
+from mossjax.convert.codec_speaker import campp_network, open_campp, save_campp
 from mossjax.errors import InputError
 from mossjax.models.speaker import blocks
 from mossjax.models.speaker.config import CamppConfig
@@ -99,6 +99,13 @@ def vector(directory, features) -> np.ndarray:
     return np.asarray(run(params, np.asarray(features)))
 
 
+def refill(path, graph, config, params):
+    """Writes the graph with these parameters in it, as a conversion does."""
+    found = rules.to_tensors(campp_rules(config), jax.tree.map(np.asarray, params))
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    campp_onnx.replace(graph, path, shapes, found.__getitem__)
+
+
 def test_a_graph_with_folded_norms(graph, network, features, tmp_path):
     config, params = open_campp(place(graph, tmp_path))
     assert len(config.folded) == FOLDED
@@ -108,7 +115,7 @@ def test_a_graph_with_folded_norms(graph, network, features, tmp_path):
     np.testing.assert_allclose(vector(tmp_path, features), expected, rtol=0, atol=1e-4)
     # Out and in again: nothing moved, so the same bytes; and as safetensors.
     again = tmp_path / 'again.onnx'
-    save_campp_onnx(again, graph, config, params)
+    refill(again, graph, config, params)
     assert again.read_bytes() == graph.read_bytes()
     save_campp(tmp_path, config, params)
     found = open_campp(tmp_path)  # the .safetensors goes before the .onnx
@@ -120,7 +127,7 @@ def test_weights_are_replaced_in_the_graph(graph, network, features, tmp_path):
     """Other weights in the same graph: onnx's own evaluator computes with them what we do."""
     config, params = open_campp(place(graph, tmp_path))
     other = jax.tree.map(lambda x: (x * np.float32(1.01) + np.float32(1e-3)), params)
-    save_campp_onnx(tmp_path / 'flow' / 'campplus.onnx', graph, config, other)
+    refill(tmp_path / 'flow' / 'campplus.onnx', graph, config, other)
     import onnx.reference
 
     session = onnx.reference.ReferenceEvaluator(str(tmp_path / 'flow' / 'campplus.onnx'))
@@ -218,5 +225,5 @@ def test_parameters_of_another_network_do_not_go_into_a_graph(graph, tmp_path):
     other = dataclasses.replace(CONFIG, growth=6)
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), campp_network(other).shapes)
     with pytest.raises(InputError, match='does not have the tensors of these parameters'):
-        save_campp_onnx(tmp_path / 'x.onnx', graph, other, params)
+        refill(tmp_path / 'x.onnx', graph, other, params)
     assert not (tmp_path / 'x.onnx').exists()
