@@ -29,7 +29,7 @@ from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.model import network
 from mossjax.parallel import chips, options
 from mossjax.plan import compile as plan
-from mossjax.plan import cycles
+from mossjax.plan import cycles, hlo
 
 CONFIG = LMConfig.released()
 COPIES = 16 * 2**20  # bytes of a copy that would be one of a table or a cache
@@ -147,11 +147,11 @@ def faults(program: cycles.Program) -> list[str]:
     """Operations in the loop that sort a vocabulary, or copy a table or a cache."""
     found = []
     for operation in program.below(program.longest_loop()):
-        size = max(map(cycles.size, cycles.arrays(operation.shape)), default=0)
-        sorts = operation.kind == 'sort' and str(CONFIG.audio_vocab_size) in operation.shape
-        sorts |= operation.kind == 'sort' and str(CONFIG.vocab_size) in operation.shape
-        if sorts or (operation.kind == 'copy' and size >= COPIES):
-            found.append(f'{operation.kind} {operation.shape}')
+        size = max((size for size, _ in hlo.arrays(operation.shape)), default=0)
+        sorts = operation.operation == 'sort' and str(CONFIG.audio_vocab_size) in operation.shape
+        sorts |= operation.operation == 'sort' and str(CONFIG.vocab_size) in operation.shape
+        if sorts or (operation.operation == 'copy' and size >= COPIES):
+            found.append(f'{operation.operation} {operation.shape}')
     return found
 
 

@@ -16,6 +16,8 @@ from mossjax.parallel.chips import Chip
 from mossjax.plan.hlo import Instruction, Module, array_bytes, arrays
 
 _COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+# Of a conditional all ways count.
+_CALLED = ('to_apply', 'true_computation', 'false_computation', 'branch_computations')
 # Take no time of their own.
 _FREE = frozenset((
     'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'partition-id', 'after-all',
@@ -132,8 +134,8 @@ class _Line:
             trips = self.walk.module.trips(i)
             self.now += trips * self.walk.computation(i.called('body'), self.runs * trips)
         elif operation in ('call', 'conditional'):
-            for attribute in ('to_apply', 'true_computation', 'false_computation'):
-                if name := i.called(attribute):
+            for attribute in _CALLED:
+                for name in i.all_called(attribute):
                     self.now += self.walk.computation(name, self.runs)
         elif operation == 'custom-call' and 'tpu_custom_call' in i.text:
             self.kernel(i)

@@ -55,6 +55,11 @@ class Instruction:
         found = re.search(rf'\b{attribute}=%?([\w.\-]+)', self.text)
         return found[1] if found else None
 
+    def all_called(self, attribute: str) -> list[str]:
+        """The computations that an attribute such as 'branch_computations' lists, or names."""
+        found = re.search(rf'\b{attribute}=(\{{[^}}]*\}}|[^,\s]+)', self.text)
+        return re.findall(r'[\w.\-]+', found[1]) if found else []
+
     @functools.cached_property
     def bytes(self) -> float:
         """Of the result."""

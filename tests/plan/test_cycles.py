@@ -4,6 +4,7 @@ import pytest
 
 from mossjax.errors import InputError
 from mossjax.parallel.chips import CHIPS
+from mossjax.plan import hlo
 from mossjax.plan.cycles import Program
 
 CYCLE, BYTE = 1 / 1.5e9, 1 / 0.819e12
@@ -76,8 +77,12 @@ ENTRY %main (a: f32[8]) -> f32[8] {{
 '''  # noqa: E501
 
 
+def program_of(text):
+    return Program(hlo.parse(text))
+
+
 def test_a_step_is_added_up():
-    program = Program(TEXT)
+    program = program_of(TEXT)
     assert program.entry == 'main' and program.longest_loop() == 'step'
     # One layer's slice of the weights, from HBM into VMEM, 32 times; one row put into the cache;
     # a product that is all in VMEM.
@@ -90,10 +95,10 @@ def test_a_step_is_added_up():
 
 
 def test_an_operation_is_at_least_its_bytes_or_its_note():
-    program = Program(TEXT)
-    (slice_,) = [o for o in program.computations['layer'] if o.kind == 'fusion']
+    program = program_of(TEXT)
+    (slice_,) = [o for o in program.computations['layer'] if o.operation == 'fusion']
     assert program.bytes('layer', slice_) == 64 * 128  # not the 32 layers
-    loud = Program(TEXT.replace(noted(2), noted(10**6)))
+    loud = program_of(TEXT.replace(noted(2), noted(10**6)))
     found = loud.seconds('layer', 'v5e', lambda ways: 0)
     assert found == pytest.approx(10**6 * CYCLE)
     assert (CHIPS['v5e'].clock, CHIPS['v5e'].bandwidth) == (1.5e9, 0.819e12)
@@ -101,13 +106,13 @@ def test_an_operation_is_at_least_its_bytes_or_its_note():
 
 def test_a_loop_that_counts_to_a_constant():
     quiet = 'backend_config={"known_trip_count":{"n":"32"}}'
-    program = Program(TEXT.replace(quiet, '').replace('condition=%go, body=%layer', 'condition=%counted, body=%layer'))  # noqa: E501
-    (loop,) = [o for o in program.computations['step'] if o.kind == 'while']
-    assert program.turns(loop) == 32
+    program = program_of(TEXT.replace(quiet, '').replace('condition=%go, body=%layer', 'condition=%counted, body=%layer'))  # noqa: E501
+    (loop,) = [o for o in program.computations['step'] if o.operation == 'while']
+    assert program.module.trips(loop) == 32
 
 
 def test_what_stands_below_a_loop():
-    kinds = [o.kind for o in Program(TEXT).below('step')]
+    kinds = [o.operation for o in program_of(TEXT).below('step')]
     assert kinds.count('fusion') == 2 and 'exponential' in kinds and 'dynamic-slice' not in kinds
     with pytest.raises(InputError, match='no loop'):
-        Program(TEXT.replace('while(%a)', 'call(%a)')).longest_loop()
+        program_of(TEXT.replace('while(%a)', 'call(%a)')).longest_loop()
