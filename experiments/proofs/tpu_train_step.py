@@ -63,6 +63,7 @@ def lowered(case: Case, mesh):
     """The lowered step of a case on a mesh of devices or an abstract one."""
     config = importlib.import_module(f'experiments.moss_9b.{case.stage}').get_config()
     config.model.remat, config.loss.chunk = case.remat, case.chunk
+    config.accumulate = 1  # a case names its own rows
     task = lm.make_task(config, batches=None)
     made = state.layout(
         task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
