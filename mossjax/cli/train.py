@@ -9,7 +9,8 @@ events go to the workdir; the same command goes on where it was stopped, bit for
 run the same command on every host, with --pod.
 
 Exit codes: 0 all steps are done; 75 saved, run the same command again (SIGTERM, preemption, a step
-that stalled); 2 bad input or a full disk; 3 the run went wrong (config.max_skips).
+that stalled, a bucket out of reach); 2 bad input or a full disk; 3 the run went wrong
+(config.max_skips).
 
 config.init_from says what a run starts from: the workdir of another run of the same network, a
 MOSS-Speech or Qwen3 directory (language model), or a codec directory (tokenizer, decoder). Once
@@ -52,6 +53,7 @@ def main(args: list[str]) -> None:
     if _CONFIG.value is None:
         raise InputError('no --config; name an experiment file, e.g. experiments/moss_9b/stage1.py')
 
+    from mossjax import buckets
     from mossjax.parallel import distributed
     from mossjax.train import loop, tasks
     from mossjax.train.config import check
@@ -60,8 +62,9 @@ def main(args: list[str]) -> None:
     check(config)
     if _POD.value:
         distributed.start()
-    run = tasks.make(config, fresh=loop.saved_step(workdir) is None)
-    loop.fit(
-        run.task, run.config, workdir, init_from=run.init_from, changed=_CHANGED.value
-    )  # fmt: skip
+    with buckets.reachable(workdir):
+        run = tasks.make(config, fresh=loop.saved_step(workdir) is None)
+        loop.fit(
+            run.task, run.config, workdir, init_from=run.init_from, changed=_CHANGED.value
+        )  # fmt: skip
     logging.info('%s: all %d steps are done', workdir, config.steps)
