@@ -187,8 +187,8 @@ def test_what_was_changed_on_purpose_reaches_the_run(capsys):
     (container,) = made['spec']['replicatedJobs'][0]['template']['spec']['template']['spec'][
         'containers'
     ]
-    said = container['command'] + container.get('args', [])
-    assert '--changed=optim.peak_lr,data.batch_size' in said
+    said = [*container.get('command', []), *container.get('args', [])]
+    assert '--changed=optim.peak_lr,data.batch_size' in said  # one word
 
 
 def test_a_flag_that_is_missing_is_named(capsys):
