@@ -86,10 +86,21 @@ class _Lock:
             try:
                 self._write()
             except PreconditionFailed:
+                if self._is_mine():
+                    continue
                 logging.error('%s was taken by another process: ending with %d', what, AGAIN)
                 os._exit(AGAIN)
             except Exception as error:  # out of reach for now; whoever waits sees it grow old
                 logging.warning('the lock of %s could not be renewed: %s', what, error)
+
+    def _is_mine(self) -> bool:
+        """We wrote it last, and never got the answer."""
+        with contextlib.suppress(Exception):
+            blob = self._bucket.get_blob(self._name, timeout=CONNECT_S)
+            if blob is not None and blob.download_as_text(timeout=CONNECT_S) == self._me:
+                self._generation = blob.generation
+                return True
+        return False
 
     def leave(self) -> None:
         with contextlib.suppress(Exception):  # it grows old

@@ -33,7 +33,8 @@ _STALLED = {
 }  # fmt: skip
 # What the others call their endpoint.
 _THEIRS = ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL', 'CLOUD_STORAGE_EMULATOR_ENDPOINT')
-_UNREACHED = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'Cannot connect', 'Connection reset', 'timed out')
+_UNREACHED = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'Cannot connect', 'Connection reset', 'timed out',
+              'Timeout of')  # fmt: skip
 
 
 def need(path: str, name: str) -> None:
@@ -82,13 +83,13 @@ def files():
     import fsspec
 
     timeout = aiohttp.ClientTimeout(total=REQUEST_S, sock_connect=CONNECT_S, sock_read=60)
-    mine = {'requests_timeout': timeout}
+    # Nothing is remembered of a listing: other clients and processes write there too.
+    mine = {'requests_timeout': timeout, 'use_listings_cache': False}
     if os.environ.get(ENDPOINT):
         mine['token'] = 'anon'
     for protocol in ('gcs', 'gs'):
         fsspec.config.conf.setdefault(protocol, {}).update(mine)
-    # Nothing is remembered of a listing: other processes write there too.
-    return fsspec.filesystem('gcs', finalize_on_close=True, use_listings_cache=False)
+    return fsspec.filesystem('gcs', finalize_on_close=True)  # as `epath` asks for it
 
 
 @functools.cache
@@ -153,7 +154,9 @@ def _unreached(error: BaseException | None) -> bool:
         kind, code = type(error), str(getattr(error, 'code', ''))
         if isinstance(error, (TimeoutError, ConnectionError)) or code in ('408', '429'):
             return True
-        if kind.__module__.startswith('aiohttp') or code.startswith('5') and len(code) == 3:
+        if kind.__module__.split('.')[0] in ('aiohttp', 'requests', 'urllib3'):
+            return True
+        if code.startswith('5') and len(code) == 3:
             return True
         if any(text in str(error) for text in _UNREACHED):
             return True
