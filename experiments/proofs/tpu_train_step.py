@@ -63,6 +63,8 @@ def lowered(case: Case, mesh):
     """The lowered step of a case on a mesh of devices or an abstract one."""
     config = importlib.import_module(f'experiments.moss_9b.{case.stage}').get_config()
     config.model.remat, config.loss.chunk = case.remat, case.chunk
+    # A case names its own rows; how long the learning rate falls is of no matter.
+    config.accumulate, config.steps = 1, {'stage1': 80_000, 'stage2': 130_000}[case.stage]
     task = lm.make_task(config, batches=None)
     made = state.layout(
         task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)

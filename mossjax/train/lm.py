@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from pathlib import Path
+import re
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from mossjax import buckets
 from mossjax.convert import kinds
 from mossjax.data.builder import open_rows
 from mossjax.data.chunks import CODES_PER_SECOND
@@ -34,15 +36,24 @@ from mossjax.nn.param import Network
 from mossjax.nn.remat import remat
 from mossjax.nn.splash import splash
 from mossjax.ops.attention import attention
+from mossjax.paths import in_bucket
 from mossjax.train import optim, starts
 from mossjax.train.config import choose, group, options, path
 from mossjax.train.starts import Run
 from mossjax.train.task import FromBatches
-from mossjax.values import NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
+from mossjax.values import COUNT, NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
 
 MEAN = {'joint': loss_lib.joint, 'channel': loss_lib.per_channel}
 CORRUPT = {'stop': False, 'skip': True}
 ATTENTION = {'reference': attention, 'flash': flash, 'splash': splash}
+
+
+@functools.cache
+def _settings(folder: str, name: str) -> str:
+    """A folder on this machine with the JSON files of one that may be in a bucket."""
+    if not in_bucket(folder):
+        return folder
+    return str(buckets.fetched(folder, name, lambda key: re.fullmatch(r'[^/]+\.json', key)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +78,13 @@ class LMModel:
     def read(self) -> LMConfig:
         if self.config == 'released':
             return LMConfig.released()
-        file = Path(self.config) / 'config.json'
+        file = Path(_settings(self.config, 'config.model.config')) / 'config.json'
         return LMConfig.from_hf(read_json(file), where=str(file))
 
     def open_tokenizer(self) -> TextTokenizer | None:
-        return TextTokenizer.open(self.tokenizer) if self.tokenizer else None
+        if not self.tokenizer:
+            return None
+        return TextTokenizer.open(_settings(self.tokenizer, 'config.model.tokenizer'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +95,7 @@ class LMData:
       rows: name -> directory of packed rows (`data.builder`).
       weights: name -> share of the rows of a batch.
       batch_size: rows of a global batch.
+      context: positions of a row, for which the run is laid out: others are refused; 0 for any.
       held_out: name -> directory of rows to evaluate on (config.held_out_every), held_out_rows: how
         many of each, from its start.
       skip_rows: name -> numbers of rows that train nothing, e.g. {'dialogues': (12, 13)}: blank
@@ -93,6 +107,7 @@ class LMData:
     rows: Mapping[str, str] = path()
     weights: Mapping[str, float] = ranged(POSITIVE)
     batch_size: int = ranged(Range(1, 1_000_000, whole=True))
+    context: int = ranged(COUNT, 0)
     held_out: Mapping[str, str] = path(default_factory=dict)
     held_out_rows: int = ranged(SIZE, 64)
     skip_rows: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
@@ -319,6 +334,12 @@ def run(config: ConfigDict, fresh: bool) -> Run:
     tokenizer = model.open_tokenizer()
     for name, source in (*sources.items(), *held_out.items()):
         check_rows(source.metadata, name, task.config, tokenizer)
+        if data.context and source.metadata['length'] != data.context:
+            raise InputError(
+                f'rows {name} have {source.metadata["length"]} positions, config.data.context is '
+                f'{data.context}: pack them anew to that, or change it (and look whether a step '
+                'still fits the memory of a chip)'
+            )
     start = None
     if fresh:
         begin = starts.language_model if task.lora is None else starts.adapters

@@ -30,7 +30,7 @@ def test_files_are_golden(name):
 
 
 def test_every_shipped_config_has_a_golden_file_and_no_file_is_left_over():
-    configs = {config for config, _ in shipped.SHIPPED.values()}
+    configs = {config.split('.')[0] for config, _ in shipped.SHIPPED.values()}
     folder = job.ROOT / 'experiments' / 'moss_9b'
     assert configs == {p.stem for p in folder.glob('*.py') if 'def get_config' in p.read_text()}
     expected = {f'{name}{suffix}' for name in shipped.SHIPPED for suffix in ('.sh', '.yaml')}
@@ -178,6 +178,17 @@ def test_bad_input_is_named_before_anything_is_written(change, said, capsys):
     assert jobset.run(words) == 2
     printed = capsys.readouterr()
     assert said in printed.err and printed.err.count('\n') <= 2 and printed.out == ''
+
+
+def test_what_was_changed_on_purpose_reaches_the_run(capsys):
+    words = [*shipped.argv('lora_v6e-8'), '--changed', 'optim.peak_lr,data.batch_size']
+    assert jobset.run(words) == 0
+    made = yaml.safe_load(capsys.readouterr().out)
+    (container,) = made['spec']['replicatedJobs'][0]['template']['spec']['template']['spec'][
+        'containers'
+    ]
+    said = [*container.get('command', []), *container.get('args', [])]
+    assert '--changed=optim.peak_lr,data.batch_size' in said  # one word
 
 
 def test_a_flag_that_is_missing_is_named(capsys):
