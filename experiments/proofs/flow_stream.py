@@ -33,7 +33,6 @@ from mossjax.models.flow.stream import FlowStream, Prompt
 from mossjax.models.stream import Piece
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.models.vocoder.hift.stream import HiftStream
-from mossjax.models.vocoder.hift.together import together
 
 CODES, PROMPT, CHUNK = 200, 40, 5  # 16 s of speech, 3.2 s of voice
 PASTS = {'1 s': 15, '2 s': 25, '4 s': 50, '8 s': 100}  # codes, whole chunks
@@ -138,7 +137,7 @@ def flow_step(hop: int, window: Window):
 
 def vocoder_step(hop: int):
     """The same of the vocoder, on the frames of so many codes."""
-    net = hift_network(HiftConfig(), average=together)
+    net = hift_network(HiftConfig())
 
     def step(params, state, piece):
         with jax.default_matmul_precision('highest'):

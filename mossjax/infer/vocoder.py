@@ -15,10 +15,8 @@ from mossjax.infer.streaming import Rung, Sessions
 from mossjax.models.flow import mel as features
 from mossjax.models.vocoder.griffin_lim import griffin_lim
 from mossjax.models.vocoder.hift import source
-from mossjax.models.vocoder.hift.blocks import apart
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.models.vocoder.hift.stream import BLOCKS, Fade, HiftStream, raised_cosine
-from mossjax.models.vocoder.hift.together import together
 
 
 class Vocoder(Protocol):
@@ -68,8 +66,7 @@ class HiftVocoder:
         self.config, self.limit = config, min(1.0, config.limit)
         self.params = jax.tree.map(jax.numpy.asarray, params)
         self._key = jax.random.key(seed)
-        few = jax.default_backend() == 'tpu'
-        self._network = hift_network(config, average=together if few else apart)
+        self._network = hift_network(config)
         self._run = jax.jit(self._wave)
         self._step = jax.jit(self._stream_step, static_argnums=(0, 1), donate_argnums=3)
 
