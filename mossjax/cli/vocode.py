@@ -59,7 +59,8 @@ def main(args: list[str]) -> None:
 
     import tqdm
 
-    from mossjax.convert.codec_flow import STEM, open_config
+    from mossjax.convert.codec_directory import open_config
+    from mossjax.convert.codec_flow import STEM
     from mossjax.infer import vocode
     from mossjax.infer.speech_decoder import SpeechDecoder
     from mossjax.infer.vocode_stream import StreamedSpeech, checked_hops, streaming_stem

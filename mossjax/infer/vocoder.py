@@ -9,7 +9,8 @@ from absl import logging
 import jax
 import numpy as np
 
-from mossjax.convert.codec_vocoder import has_vocoder, hift_network, open_hift
+from mossjax.convert import codec_directory, codec_vocoder
+from mossjax.convert.codec_vocoder import hift_network
 from mossjax.errors import InputError
 from mossjax.infer.streaming import Rung, Sessions
 from mossjax.models.flow import mel as features
@@ -110,8 +111,8 @@ def open_vocoder(codec_dir: str | Path, seed: int = 0) -> Vocoder:
     Raises:
       InputError: its weights are damaged or fit no configuration.
     """
-    if has_vocoder(codec_dir):
-        return HiftVocoder(*open_hift(codec_dir), seed=seed)
+    if codec_directory.has(codec_dir, codec_vocoder.STEM):
+        return HiftVocoder(*codec_directory.open_hift(codec_dir), seed=seed)
     logging.info(
         '%s: no flow/hift.pt or flow/hift.safetensors, so Griffin-Lim makes the sound; a trained '
         'vocoder sounds better', codec_dir,
