@@ -23,11 +23,12 @@ BATCH = 16  # utterances decoded at once, fewer if they are long
 
 
 def bucket(codes: int, longest: int) -> int:
-    """The padded length for this many codes: 16, 24, 32, 48, 64, ... so that few programs exist."""
-    size = 16
-    while size < codes:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return min(size, longest)
+    """The padded length for this many codes, so that few programs exist: 16, 20, 24, 28, 32, 40, ...
+
+    Four to an octave: at most a fifth of the work is for padding.
+    """
+    quarter = max(4, (1 << (codes - 1).bit_length()) >> 3)
+    return min(max(16, -(-codes // quarter) * quarter), longest)
 
 
 def checked_codes(codes, config: FlowConfig, name: str) -> np.ndarray:

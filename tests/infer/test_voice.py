@@ -1,5 +1,6 @@
 """Voices: upstream's mel of a prompt, each part alone, files, and what is refused."""
 
+import dataclasses
 import logging
 import shutil
 import wave
