@@ -30,7 +30,8 @@ from mossjax.errors import InputError
 FLAGS = flags.FlagValues()
 _CODEC = path_flag(
     'codec', None, 'Codec directory with the decoder in it: flow/config.yaml, flow/flow.pt and '
-    'flow/hift.pt (or .safetensors); for a --voice RECORDING the speech tokenizer as well.',
+    'flow/hift.pt (or .safetensors); for a --voice RECORDING the speech tokenizer as well. Or its '
+    'Orbax form.',
     READ_FOLDER, FLAGS, required=True,
 )  # fmt: skip
 _CODES = path_flag('codes', None, 'JSONL file of codes.', READ_FILE, FLAGS, required=True)
