@@ -15,8 +15,6 @@ from mossjax.nn.weight_norm import fold
 from tests.joins import at_joins_and_elsewhere
 from tests.tiny_codec import HIFT, hift_params, random_params
 
-pytestmark = pytest.mark.usefixtures('quick_compiles')
-
 FLOW = FlowConfig(
     vocab_size=50, input_size=12, xvector_size=6, width=16, heads=2, ff_width=24, blocks=1,
     up_blocks=1, channels=8, head_dim=4, estimator_heads=2, transformers=1, mid_blocks=1,

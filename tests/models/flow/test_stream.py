@@ -17,8 +17,6 @@ from mossjax.nn.param import describe
 from mossjax.ops.attention import attention
 from tests.contract import verify_contract
 
-pytestmark = pytest.mark.usefixtures('quick_compiles')
-
 SMALL = FlowConfig(
     vocab_size=50, input_size=12, mels=8, xvector_size=6, width=16, heads=2, ff_width=24, blocks=2,
     up_blocks=1, channels=8, head_dim=4, estimator_heads=2, transformers=1, mid_blocks=2,

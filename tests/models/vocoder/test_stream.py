@@ -11,8 +11,6 @@ from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.models.vocoder.hift.stream import HELD, HiftStream, hamming, raised_cosine, reach
 from tests.contract import verify_contract
 
-pytestmark = pytest.mark.usefixtures('quick_compiles')
-
 HOP = 480
 BLOCK = 10  # frames
 # The pitch's rounding becomes a phase, and these random weights make much of phases: a third of
