@@ -30,11 +30,13 @@ import numpy as np
 from mossjax import values
 from mossjax.cli import lines, talk
 from mossjax.cli.common import READ_FILE, READ_FOLDER, WRITE_FILE, number_flag, path_flag
+from mossjax.cli.live import Live
 from mossjax.errors import InputError
 from mossjax.files import replacing
 from mossjax.infer import audio
 
 OUTPUT_RATE = 24000  # Hz
+KINDS = {'speech': 'audio', 'text': 'text'}
 
 FLAGS = flags.FlagValues()
 _MODEL = path_flag(
@@ -124,39 +126,35 @@ class _Partner:
     """A dialogue as the flags say: called with a question, it shows and writes the answer."""
 
     def __init__(self):
-        from mossjax.convert.int8 import int8
-        from mossjax.infer.chat import Chat
         from mossjax.infer.dialogue import Dialogue
-        from mossjax.infer.voice_maker import open_voice
-        from mossjax.models.lm import dialogue, machine
+        from mossjax.infer.talk import Talk
 
-        rules, style = {
-            'clean': (machine.CLEAN, dialogue.CLEAN),
-            'upstream': (machine.UPSTREAM, dialogue.UPSTREAM),
-        }[_RULES.value]
-        chat = Chat.open(
-            _MODEL.value, _CODEC.value, hears=_TEXT.value is None,
-            speaks=_REPLY.value == 'speech',
-            voice=open_voice(_VOICE.value, _CODEC.value) if _VOICE.value else None,
-            longest=_LONGEST.value, rules=rules, style=style,
-            put=int8('bfloat16') if _INT8.value else None, adapter=_ADAPTER.value,
+        chat = _open()
+        self.talk = Talk(
+            Dialogue(chat, KINDS[_REPLY.value], system=_SYSTEM.value, say=talk.notice), chat.mouth
         )
-        if _GREEDY.value:
-            chat = dataclasses.replace(chat, settings=chat.settings.greedy())
-        kind = {'speech': 'audio', 'text': 'text'}[_REPLY.value]
-        self.dialogue = Dialogue(chat, kind, system=_SYSTEM.value, say=talk.notice)
 
     def __call__(self, question: str | np.ndarray, number: int | None = None) -> int:
-        """Answers; `number` is that of the reply in a dialogue. Returns the exit code."""
-        reply = self.dialogue.ask(question, _SEED.value)
+        """Answers; `number` is that of the reply in a dialogue. Returns the exit code.
+
+        Ctrl-C ends the reply. In a dialogue it goes on from what was heard by then.
+        """
+        try:
+            self._speak(question, number)
+        except KeyboardInterrupt:
+            kept = self.talk.interrupt()
+            stays = kept is not None and (len(kept.codes) or kept.text)
+            if number is None or not lines.terminal() or not stays:
+                raise
+            talk.notice('interrupted; the dialogue goes on from here')
+        reply = self.talk.last
         if _GRID.value:
             _write_grid(_numbered(_GRID.value, number), reply)
-        if _REPLY.value == 'text':
-            print(reply.text, flush=True)
-        elif reply.wav is not None:
-            out = _numbered(_OUT.value, number)
-            audio.save(out, reply.wav, OUTPUT_RATE)
-            print(f'{out}: {len(reply.wav) / OUTPUT_RATE:.2f} s', flush=True)
+        if _REPLY.value == 'speech' and reply.wav is not None:
+            print(
+                f'{_numbered(_OUT.value, number)}: {len(reply.wav) / OUTPUT_RATE:.2f} s',
+                flush=True,
+            )
         if reply.reason == 'length':
             talk.notice(
                 f'the reply was cut at its limit of {len(reply.grid)} rows; --max_new_tokens sets '
@@ -164,6 +162,58 @@ class _Partner:
             )
         # The chat has said so where nothing was spoken.
         return int(_REPLY.value == 'speech' and reply.wav is None)
+
+    def _speak(self, question: str | np.ndarray, number: int | None) -> None:
+        """Words to standard output, sound to the file, as they come."""
+        from mossjax.infer.growing import GrowingSound
+
+        said = self.talk.reply(question, _SEED.value)
+        if _REPLY.value == 'text':
+            self._write(said)
+            return
+        live = Live(OUTPUT_RATE)
+        with GrowingSound(_numbered(_OUT.value, number), OUTPUT_RATE) as sound:
+            try:
+                for part in said:
+                    sound.write(part.wave)
+                    live.add(len(part.wave))
+            finally:
+                live.end()
+
+
+    def _write(self, said) -> None:
+        words = ''
+        try:
+            for part in said:
+                words += part.text
+                print(part.text, end='', flush=True)
+        except KeyboardInterrupt:
+            if words:
+                print(flush=True)
+            raise
+        print(flush=True)
+
+
+def _open():
+    """The chat that the flags name."""
+    from mossjax.convert.int8 import int8
+    from mossjax.infer.chat import Chat
+    from mossjax.infer.voice_maker import open_voice
+    from mossjax.models.lm import dialogue, machine
+
+    rules, style = {
+        'clean': (machine.CLEAN, dialogue.CLEAN),
+        'upstream': (machine.UPSTREAM, dialogue.UPSTREAM),
+    }[_RULES.value]
+    chat = Chat.open(
+        _MODEL.value, _CODEC.value, hears=_TEXT.value is None, speaks=_REPLY.value == 'speech',
+        voice=open_voice(_VOICE.value, _CODEC.value) if _VOICE.value else None,
+        longest=_LONGEST.value, rules=rules, style=style,
+        put=int8('bfloat16') if _INT8.value else None, adapter=_ADAPTER.value, streams=True,
+    )
+    if _GREEDY.value:
+        chat = dataclasses.replace(chat, settings=chat.settings.greedy())
+    return chat
 
 
 def _write_grid(path: str, reply) -> None:

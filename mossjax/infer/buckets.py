@@ -6,6 +6,7 @@ SMALLEST = 64  # rows
 PIECES = (64, 256)  # rows of a prompt that are read at once: the largest bounds its scores
 LANE = 1024  # slots of a lane before it grows
 STEPS = 8  # rows that are made before the host looks
+LISTEN = 32  # rows heard that are read while more is heard: what is left then fits one piece
 WAIT = 64  # rows that the idle branch may stay behind
 
 

@@ -14,6 +14,7 @@ settings and key only (CLEAN rules).
 
 import collections
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -142,7 +143,7 @@ class Engine:
         self._lanes: list[Lane | None] = [None] * lanes
         self._state = None
         self._rows = 0  # that a lane has room for
-        self._ahead = None  # rows that are being made
+        self._making = collections.deque()  # ({lane: number of its reply}, rows), oldest first
         self._said = collections.deque()  # rows that are made, each with the number of its reply
 
     @property
@@ -235,6 +236,7 @@ class Engine:
         if not lane.ready:
             lane.read = min(lane.read, len(lane.rows) - 1)
         lane.running, lane.told = True, RUNNING
+        lane.reply += 1
 
     def read(self) -> None:
         """Reads what lanes have been given and have not read, piece by piece, several together."""
@@ -245,7 +247,8 @@ class Engine:
     def run(self) -> Iterator[Said]:
         """The rows of all lanes that run, until none does; the next are made meanwhile.
 
-        One may stop to listen at any time; a later call goes on from there.
+        One may stop to listen at any time, Ctrl-C included; a later call goes on from there. The
+        first rows of a reply are given before more are begun, since somebody waits for them.
         """
         while True:
             while self._said:
@@ -254,28 +257,34 @@ class Engine:
                     yield said
             if not any(lane.running for lane in self._open()):
                 return
-            ahead, self._ahead = self._ahead, self._begin()
-            if ahead is not None:
-                self._collect(*ahead)
+            starts = any(lane.running and lane.told == RUNNING for lane in self._open())
+            self._begin()
+            while len(self._making) > (0 if starts else 1):
+                self._collect()
 
-    def _begin(self):
-        """Starts making rows: ({lane: number of its reply}, what is being computed)."""
+    def _begin(self) -> None:
+        """Starts making rows for all lanes that run."""
         self.read()
         told = np.full(len(self._lanes), STOP, np.int32)
-        speakers = {}
         for lane in self._open():
             told[lane.index] = lane.told
-            if lane.running:
-                speakers[lane] = lane.reply
-                lane.ready, lane.told = False, AS_IT_IS
+        speakers = {lane: lane.reply for lane in self._open() if lane.running}
         running = [lane.settings for lane in speakers]
         draw = draws.narrow if all(map(draws.fits_narrow, running)) else draws.wide
-        settings, state = self._settings(), self._taken()
-        self._state, made = self.programs.advance(self.params, state, settings, told, draw=draw)
-        return speakers, made
+        settings = self._settings()
+        with self._taken() as state:
+            self._state, made = self.programs.advance(
+                self.params, state, settings, told, draw=draw
+            )
+        self._making.append((speakers, made))
+        for lane in speakers:
+            lane.ready, lane.told = False, AS_IT_IS
 
-    def _collect(self, speakers: dict[Lane, int], made) -> None:
+    def _collect(self) -> None:
+        """Waits for the oldest rows that are being made; who interrupts that finds them here."""
+        speakers, made = self._making[0]
         grid, counts, reasons = jax.device_get(computed(made))
+        self._making.popleft()
         for lane, reply in speakers.items():
             if not lane.running or lane.reply != reply:
                 continue
@@ -310,11 +319,13 @@ class Engine:
             tokens[lane.index - first, : len(rows)] = rows
             counts[lane.index - first] = len(rows)
             lengths[lane.index] = lane.read
-            lane.read += len(rows)
+        with self._taken() as state:
+            self._state = self.programs.read(
+                self.params, state, tokens, counts, np.int32(first), lengths
+            )
+        for lane in behind:
+            lane.read += int(counts[lane.index - first])
             lane.ready = True
-        self._state = self.programs.read(
-            self.params, self._taken(), tokens, counts, np.int32(first), lengths
-        )
 
     def _grow(self) -> None:
         """Room in every lane for what the longest has read and may say."""
@@ -335,10 +346,16 @@ class Engine:
     def _open(self) -> list[Lane]:
         return [lane for lane in self._lanes if lane is not None]
 
-    def _taken(self) -> lanes.State:
-        """The state for a program to use up; a program that does not return leaves none."""
+    @contextlib.contextmanager
+    def _taken(self) -> Iterator[lanes.State]:
+        """The state for a program to use up; one that was stopped before it did leaves it."""
         state, self._state = self._state, None
-        return state
+        try:
+            yield state
+        except BaseException:
+            if not any(x.is_deleted() for x in jax.tree.leaves(state)):
+                self._state = state
+            raise
 
 
 def computed(arrays: Any) -> Any:
