@@ -33,7 +33,7 @@ import pathlib
 
 from absl import flags
 
-from mossjax import paths, values
+from mossjax import hub, paths, values
 from mossjax.cli.common import READ_FILE, READ_FOLDER, number_flag, path_flag
 from mossjax.errors import InputError
 
@@ -83,7 +83,8 @@ def main(args: list[str]) -> int | None:
         return _verify(args)
     if len(args) != 2:
         raise InputError(f'takes two directories, SRC and DST; got {len(args)} arguments')
-    args = [str(paths.folder_to_read(args[0], 'SRC')), str(_target(args[1]))]
+    target = str(_target(args[1]))
+    args = [str(hub.folder(args[0], 'SRC')), target]
     changes = read_json(_CONFIG.value) if _CONFIG.value else None
     source = kinds.open_source(args[0], changes)
     if _ADAPTER.value:
@@ -150,7 +151,7 @@ def _verify(args: list[str]) -> int | None:
     if len(args) not in (1, 2):
         raise InputError('--verify takes the converted directory and, if wanted, its source')
     names = ('DIR', 'SRC')[: len(args)]
-    args = [str(paths.folder_to_read(arg, n)) for arg, n in zip(args, names, strict=True)]
+    args = [str(hub.folder(arg, n)) for arg, n in zip(args, names, strict=True)]
     faults, logits = transfer.verify(*args, progress=progress_bar), None
     if len(args) == 2 and not faults:
         logits = transfer.compare_logits(*args)

@@ -57,15 +57,19 @@ class Programs:
             compiler_options=options.of_device(jax.devices()[0], options.SPEAK) or None,
         )
         # Compiled, so that no two of its arrays are one, which could not be used up.
-        self._empty = jax.jit(self._lanes, static_argnums=(0, 1, 2))
+        self.new = jax.jit(self.lanes, static_argnums=(0, 1, 2))
+        self.grow = jax.jit(lanes.grown, donate_argnums=1)
 
     def empty(self, params: dict, count: int, rows: int) -> lanes.State:
         """`count` lanes for `rows` rows each, which have read nothing."""
-        row = jax.ShapeDtypeStruct((1, 1, 2), jnp.int32)
-        dtype = jax.eval_shape(lambda p, x: self.network.bind(p).embed(x), params, row).dtype
-        return self._empty(count, rows, dtype)
+        return self.new(count, rows, self.dtype(params))
 
-    def _lanes(self, count: int, rows: int, dtype) -> lanes.State:
+    def dtype(self, params: dict):
+        """What the network computes in."""
+        row = jax.ShapeDtypeStruct((1, 1, 2), jnp.int32)
+        return jax.eval_shape(lambda p, x: self.network.bind(p).embed(x), params, row).dtype
+
+    def lanes(self, count: int, rows: int, dtype) -> lanes.State:
         cache = Cache.empty(
             self.config, count, rows, dtype, spare=buckets.PIECES[-1], wait=self.wait
         )
@@ -337,7 +341,7 @@ class Engine:
         self._rows = max(self._rows, buckets.slots(rows, self.positions))
         empty = self.programs.empty(self.params, len(self._lanes), self._rows)
         if self._state is not None:
-            self._state = lanes.grown(self._state, empty)
+            self._state = self.programs.grow(self._state, empty)
             return
         self._state = empty
         for lane in self._open():

@@ -361,6 +361,10 @@ def places(tmp_path, recording):
         (['--text', 'x', *TEXT], 'model/tokenizer.json: no such file'),
         (['--text', 'x', '--reply', 'song'], 'song'),
         (['three', '--text', 'x', *TEXT], 'stray argument'),
+        (['--questions', 'file', *TEXT], 'belong together'),
+        (['--questions', 'file', '--answers', 'b', '--text', 'x', *TEXT], '--text is of one'),
+        (['--questions', 'file', '--answers', 'b', '--codec', 'codec'], 'file has no lines'),
+        (['--questions', 'file', '--answers', 'b'], 'spoken replies need --codec'),
     ],
 )
 def test_bad_calls_end_with_code_2(args, word, places, monkeypatch, capsys):
