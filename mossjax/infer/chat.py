@@ -97,6 +97,7 @@ class Chat:
         cls, model_dir, codec_dir=None, *, hears: bool = True, speaks: bool = True,
         voice: Voice | None = None, longest: int | None = None, rules: Rules = machine.CLEAN,
         style: Style = dialogue.CLEAN, put: Put | None = None, adapter=None, streams: bool = False,
+        **options,
     ) -> 'Chat':
         """Reads a model directory and, if given, a codec directory.
 
@@ -113,6 +114,7 @@ class Chat:
             default, `on_host('float32')`, `int8.int8('bfloat16')`, ...
           adapter: directory of a LoRA adapter in PEFT's layout, to run the weights with.
           streams: the decoder is opened as `mouth`.
+          options: see `engine.Programs`.
 
         Raises:
           InputError: a file is missing or does not fit the others.
@@ -143,7 +145,7 @@ class Chat:
         if adapter is not None:
             adapters = peft.load(adapter, net.shapes)
             params = attach(params, adapters.tree(), adapters.lora)
-        generator = Generator(net, config, ids, rules)
+        generator = Generator(net, config, ids, rules, **options)
         return cls(
             generator, jax.device_put(params), text, encode, decode, style, settings, longest,
             mouth,

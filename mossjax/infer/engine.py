@@ -13,7 +13,7 @@ settings and key only (CLEAN rules).
 """
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import time
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossjax.errors import InputError
-from mossjax.infer import buckets, draws, lanes
+from mossjax.infer import buckets, draws, lanes, many_chips
 from mossjax.infer.draws import LaneSettings
 from mossjax.infer.sampling import Settings
 from mossjax.models.lm.cache import Cache
@@ -45,10 +45,17 @@ class Programs:
       network: the language model, see `models.lm.model.network`.
       ids: special ids of the checkpoint.
       rules: machine.CLEAN or machine.UPSTREAM.
+      mesh: of several devices, see `infer.many_chips`; the parameters lie on it then.
+      store: how keys and values are held, `jnp.zeros` as computed or `cache.int8_rows`.
     """
 
-    def __init__(self, network: Network, config: LMConfig, ids: GridIds, rules: Rules = CLEAN):
+    def __init__(
+        self, network: Network, config: LMConfig, ids: GridIds, rules: Rules = CLEAN, *,
+        mesh: jax.sharding.Mesh | None = None, store: Callable = jnp.zeros,
+    ):  # fmt: skip
         self.network, self.config, self.ids, self.rules = network, config, ids, rules
+        self.mesh, self._store = mesh, store
+        self._placed = many_chips.cache_placed(mesh)
         # Under upstream's rules both branches speak at every step, so neither waits.
         self.wait = 0 if rules.both else buckets.WAIT
         self.read = jax.jit(self._read, donate_argnums=1)
@@ -57,8 +64,8 @@ class Programs:
             compiler_options=options.of_device(jax.devices()[0], options.SPEAK) or None,
         )
         # Compiled, so that no two of its arrays are one, which could not be used up.
-        self.new = jax.jit(self.lanes, static_argnums=(0, 1, 2))
-        self.grow = jax.jit(lanes.grown, donate_argnums=1)
+        self.new = jax.jit(self.fresh, static_argnums=(0, 1, 2))
+        self.grow = jax.jit(lambda *two: self._home(lanes.grown(*two)), donate_argnums=1)
 
     def empty(self, params: dict, count: int, rows: int) -> lanes.State:
         """`count` lanes for `rows` rows each, which have read nothing."""
@@ -69,20 +76,27 @@ class Programs:
         row = jax.ShapeDtypeStruct((1, 1, 2), jnp.int32)
         return jax.eval_shape(lambda p, x: self.network.bind(p).embed(x), params, row).dtype
 
-    def lanes(self, count: int, rows: int, dtype) -> lanes.State:
+    def fresh(self, count: int, rows: int, dtype) -> lanes.State:
         cache = Cache.empty(
-            self.config, count, rows, dtype, spare=buckets.PIECES[-1], wait=self.wait
-        )
-        return lanes.State.empty(self.config, self.ids, count, cache, dtype)
+            self.config, count, rows, dtype, spare=buckets.PIECES[-1], wait=self.wait,
+            store=self._store,
+        )  # fmt: skip
+        return self._home(lanes.State.empty(self.config, self.ids, count, cache, dtype))
+
+    def _home(self, state: lanes.State) -> lanes.State:
+        """The state where all programs want it."""
+        return dataclasses.replace(state, cache=self._placed(state.cache))
 
     def _read(self, params, state, tokens, count, first, lengths):
         """Pieces (n, t, 2), count (n,) rows real, for lanes from `first` on.
 
         Before that every lane is cut to lengths (b,).
         """
-        state = lanes.cut(state, lengths)
-        model = self.network.bind(params)
-        return lanes.extend(model, state, tokens, count, first, self.rules, self.ids)
+        with many_chips.scope(self.mesh):
+            state = lanes.cut(state, lengths)
+            model = self.network.bind(params)
+            state = lanes.extend(model, state, tokens, count, first, self.rules, self.ids)
+            return self._home(state)
 
     def _advance(self, params, state, settings, told, *, draw):
         """(state, (rows (b, STEPS, 2), how many of them are real (b,), reasons (b,)))."""
@@ -93,7 +107,8 @@ class Programs:
 
         def step(carry):
             state, grid, i = carry
-            state = lanes.advance(model, state, settings, self.rules, self.ids, draw)
+            with many_chips.scope(self.mesh):
+                state = lanes.advance(model, state, settings, self.rules, self.ids, draw)
             grid = jax.lax.dynamic_update_slice_in_dim(grid, state.row[:, None], i, 1)
             return state, grid, i + 1
 
@@ -102,7 +117,7 @@ class Programs:
             return (i < steps) & jnp.any(state.reason == RUNNING)
 
         state, grid, _ = jax.lax.while_loop(unfinished, step, (state, grid, 0))
-        return state, (grid, state.made - before, state.reason)
+        return self._home(state), (grid, state.made - before, state.reason)
 
 
 @dataclasses.dataclass(eq=False)

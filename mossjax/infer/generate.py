@@ -95,14 +95,17 @@ class Generator:
       network: the language model, see `models.lm.model.network`.
       ids: special ids of the checkpoint.
       rules: machine.CLEAN or machine.UPSTREAM.
+      options: see `Programs`.
     """
 
-    def __init__(self, network: Network, config: LMConfig, ids: GridIds, rules: Rules = CLEAN):
+    def __init__(
+        self, network: Network, config: LMConfig, ids: GridIds, rules: Rules = CLEAN, **options
+    ):
         self.config = config
         self.ids = ids
         self.rules = rules
         self.network = network
-        self.programs = Programs(network, config, ids, rules)
+        self.programs = Programs(network, config, ids, rules, **options)
 
     def session(self, params: dict, dialogues: int = 1) -> Session:
         """Dialogues that are to go on over several calls, with parameters of any dtype."""

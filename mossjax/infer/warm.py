@@ -71,7 +71,7 @@ def _lane_work(
 ) -> Iterator[Work]:
     """What lanes of one size run."""
     dtype = programs.dtype(params)
-    state = jax.eval_shape(functools.partial(programs.lanes, lanes, slots, dtype))
+    state = jax.eval_shape(functools.partial(programs.fresh, lanes, slots, dtype))
     lengths = np.zeros(lanes, np.int32)
     yield Work(f'lanes of {slots} rows', lambda: programs.new.lower(lanes, slots, dtype).compile())
     for count in {1, lanes}:
