@@ -107,6 +107,10 @@ _INT8 = auto_flag(
     'int8', 'Hold the language model in int8, quantised while it is read: half the memory. The '
     '9.1 B model then fits a chip of 16 GB. By default where it would not fit otherwise.', FLAGS,
 )
+_SMALL_CACHE = flags.DEFINE_bool(
+    'int8_cache', False, 'Keep what the model has read in int8: dialogues of twice the length fit.',
+    flag_values=FLAGS,
+)
 _RULES = flags.DEFINE_enum(
     'rules', 'clean', ['clean', 'upstream'],
     "'upstream' reproduces the prompts and decoding quirks of the released code, for comparisons.",
@@ -115,7 +119,9 @@ _RULES = flags.DEFINE_enum(
 
 
 # What an answer depends on beside its question.
-_DECIDING = (_MODEL, _CODEC, _VOICE, _SYSTEM, _GREEDY, _LONGEST, _ADAPTER, _INT8, _RULES)
+_DECIDING = (
+    _MODEL, _CODEC, _VOICE, _SYSTEM, _GREEDY, _LONGEST, _ADAPTER, _INT8, _SMALL_CACHE, _RULES,
+)  # fmt: skip
 
 
 def main(args: list[str]) -> int | None:
@@ -180,7 +186,9 @@ def _fitting():
 
         if fit.FULL not in str(error):
             raise
-        raise InputError(f'{_MODEL.value}: {fit.advice(_MODEL.value, _quantised())}') from error
+        config = fit.read_config(_MODEL.value)
+        quantised = fit.wants_int8(config) if _INT8.value == AUTO else _INT8.value
+        raise InputError(f'{_MODEL.value}: {fit.advice(config, quantised)}') from error
 
 
 def _check_targets() -> None:
@@ -269,7 +277,6 @@ class _Partner:
 
 def _open():
     """The chat that the flags name."""
-    from mossjax.convert.int8 import int8
     from mossjax.infer.chat import Chat
     from mossjax.infer.voice_maker import open_voice
     from mossjax.models.lm import dialogue, machine
@@ -280,28 +287,38 @@ def _open():
         'clean': (machine.CLEAN, dialogue.CLEAN),
         'upstream': (machine.UPSTREAM, dialogue.UPSTREAM),
     }[_RULES.value]
-    quantised = _quantised()
-    if quantised and _INT8.value == AUTO:
-        talk.notice('the model is held in int8, or it would not fit this device; --noint8 tries')
+    put, options = _held()
     chat = Chat.open(
         _MODEL.value, _CODEC.value, hears=_TEXT.value is None, speaks=_REPLY.value == 'speech',
         voice=open_voice(_VOICE.value, _CODEC.value) if _VOICE.value else None,
-        longest=_LONGEST.value, rules=rules, style=style,
-        put=int8('bfloat16') if quantised else None, adapter=_ADAPTER.value, streams=True,
+        longest=_LONGEST.value, rules=rules, style=style, put=put, adapter=_ADAPTER.value,
+        streams=True, **options,
     )
     if _GREEDY.value:
         chat = dataclasses.replace(chat, settings=chat.settings.greedy())
     return chat
 
 
-def _quantised() -> bool:
-    """Whether the model is to be held in int8."""
-    from mossjax.infer import fit
+def _held() -> tuple:
+    """How parameters are held, and the engine's options: by the devices that are there."""
+    from mossjax.convert.int8 import int8
+    from mossjax.infer import fit, many_chips
+    from mossjax.models.lm.cache import int8_rows
 
+    options = {'store': int8_rows} if _SMALL_CACHE.value else {}
     # A directory without a configuration is refused when it is opened.
-    if _INT8.value != AUTO or not (pathlib.Path(_MODEL.value) / 'config.json').is_file():
-        return _INT8.value is True
-    return fit.wants_int8(_MODEL.value)
+    if not (pathlib.Path(_MODEL.value) / 'config.json').is_file():
+        return None, options
+    config = fit.read_config(_MODEL.value)
+    mesh = None if _ADAPTER.value else many_chips.mesh_for(config)
+    chips = mesh.devices.size if mesh else 1
+    quantised = fit.wants_int8(config, chips) if _INT8.value == AUTO else _INT8.value
+    if quantised and _INT8.value == AUTO:
+        talk.notice('the model is held in int8, or it would not fit this device; --noint8 tries')
+    if mesh is None:
+        return int8('bfloat16') if quantised else None, options
+    talk.notice(f'the model is divided over {chips} chips')
+    return many_chips.put(config, mesh, quantised), options | {'mesh': mesh}
 
 
 def _write_grid(path: str, reply) -> None:

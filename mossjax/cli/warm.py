@@ -40,12 +40,13 @@ def main(args: list[str]) -> None:
 
     from mossjax.infer import fit, warm
 
-    quantised = fit.wants_int8(_MODEL.value) if _INT8.value == AUTO else _INT8.value
+    config = fit.read_config(_MODEL.value)
+    quantised = fit.wants_int8(config) if _INT8.value == AUTO else _INT8.value
     work = warm.model_work(
         _MODEL.value, lanes=_LANES.value, rows=_ROWS.value, quantised=quantised
     )
     if _CODEC.value:
-        work += _codec_work()
+        work += _codec_work(config.eosp_token_id)
     if _LIST.value:
         print('\n'.join(piece.name for piece in work))
         return
@@ -57,14 +58,10 @@ def main(args: list[str]) -> None:
     print(f'{len(work)} programs compiled; kept in {folder}')
 
 
-def _codec_work():
-    from mossjax.files import read_json
+def _codec_work(codes: int):
     from mossjax.infer import warm
     from mossjax.infer.codec import open_ears, open_mouth
-    from mossjax.models.lm.config import LMConfig
 
-    path = os.path.join(_MODEL.value, 'config.json')
-    codes = LMConfig.from_hf(read_json(path), where=path).eosp_token_id
     return warm.codec_work(
         open_ears(_CODEC.value, codes).encode, open_mouth(_CODEC.value, codes)
     )

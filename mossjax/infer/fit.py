@@ -41,21 +41,21 @@ def cache(config: LMConfig, rows: int) -> int:
     return rows * row * jnp.dtype(config.dtype).itemsize
 
 
-def wants_int8(model_dir, bytes_there: int | None = None) -> bool:
+def wants_int8(config: LMConfig, chips: int = 1, bytes_there: int | None = None) -> bool:
     """Whether a model fits with a dialogue of LONG rows in int8 only, or not even so.
 
     Args:
-      bytes_there: of the device; asked of it by default.
+      chips: that it is divided over.
+      bytes_there: of one; asked of it by default.
     """
-    config = _config(model_dir)
-    there = room() if bytes_there is None else bytes_there
+    there = chips * (room() if bytes_there is None else bytes_there)
     rows = min(buckets.LONG, config.max_position_embeddings)
     return weights(config) + cache(config, rows) + BESIDE > there
 
 
-def advice(model_dir, quantised: bool, bytes_there: int | None = None) -> str:
+def advice(config: LMConfig, quantised: bool, bytes_there: int | None = None) -> str:
     """What to do where the device's memory did not suffice."""
-    config, there = _config(model_dir), room() if bytes_there is None else bytes_there
+    there = room() if bytes_there is None else bytes_there
     own, small = weights(config), weights(config, quantised=True)
     left = there - BESIDE - (small if quantised else own)
     rows = max(0, left // cache(config, 1))
@@ -73,6 +73,11 @@ def advice(model_dir, quantised: bool, bytes_there: int | None = None) -> str:
     return f'{said}; take a larger device, or several: {math.ceil(own / there) + 1} would do'
 
 
-def _config(model_dir) -> LMConfig:
+def read_config(model_dir) -> LMConfig:
+    """The configuration of a model directory.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
     path = Path(model_dir) / 'config.json'
     return LMConfig.from_hf(files.read_json(path), where=str(path))

@@ -17,13 +17,11 @@ import numpy as np
 from mossjax.convert import int8
 from mossjax.convert.placement import open_lm
 from mossjax.errors import InputError
-from mossjax.files import read_json
-from mossjax.infer import buckets, draws, generation_config
+from mossjax.infer import buckets, draws, fit, generation_config
 from mossjax.infer.codec import Mouth
 from mossjax.infer.draws import LaneSettings
 from mossjax.infer.engine import Programs
 from mossjax.infer.sampling import Settings, row_keys
-from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.model import network
 from mossjax.models.lm.text import TextTokenizer
@@ -48,8 +46,7 @@ def model_work(
     Raises:
       InputError: files missing or damaged, or more rows than the model has positions.
     """
-    path = f'{model_dir}/config.json'
-    config = LMConfig.from_hf(read_json(path), where=path)
+    config = fit.read_config(model_dir)
     if rows > config.max_position_embeddings:
         raise InputError(
             f'{model_dir}: a dialogue of {rows} rows, the model has '

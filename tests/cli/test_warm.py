@@ -64,24 +64,18 @@ def test_lanes_grow_along_the_sizes_that_are_warmed():
     assert [buckets.hearing(n) for n in (1, 8, 9, 257, 375)] == [8, 8, 16, 375, 375]
 
 
-def test_int8_is_chosen_by_the_memory_there_is(tmp_path):
+def test_int8_is_chosen_by_the_memory_there_is():
     """9.1 B parameters are 16.9 GiB in bfloat16; one row of the cache is 160 KiB."""
     config = LMConfig.released()
     layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288 + 2 * 4096 + 2 * 128
     assert fit.weights(config) == 2 * (40 * layer + 2 * (151680 + 16512) * 4096 + 2 * 4096)
     assert fit.cache(config, 1) == 2 * 40 * 8 * 128 * 2
-    write_released(tmp_path, config)
     for gib, small in ((15.75, True), (18, True), (24, False), (31.24, False)):
-        assert fit.wants_int8(tmp_path, round(gib * 2**30)) == small
-    assert 'give that flag' in fit.advice(tmp_path, False, round(15.75 * 2**30))
-    assert 'rows of dialogue fit' in fit.advice(tmp_path, True, round(15.75 * 2**30))
-    assert 'several: 6 would do' in fit.advice(tmp_path, False, 4 * 2**30)
-
-
-def write_released(folder, config):
-    import json
-
-    (folder / 'config.json').write_text(json.dumps(config.to_hf()))
+        assert fit.wants_int8(config, 1, round(gib * 2**30)) == small
+    assert not fit.wants_int8(config, 4, round(15.75 * 2**30))
+    assert 'give that flag' in fit.advice(config, False, round(15.75 * 2**30))
+    assert 'rows of dialogue fit' in fit.advice(config, True, round(15.75 * 2**30))
+    assert 'several: 6 would do' in fit.advice(config, False, 4 * 2**30)
 
 
 def test_a_name_stands_for_what_the_hubs_cache_has(tmp_path, monkeypatch):

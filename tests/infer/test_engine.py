@@ -121,6 +121,31 @@ def test_eight_turns_in_a_lane_are_those_read_whole(generator, params, settings)
     assert switches
 
 
+@pytest.fixture(scope='module')
+def both():
+    """Programs in which no branch waits."""
+    programs = Programs(NET, CONFIG, IDS)
+    programs.wait = 0
+    return programs
+
+
+@DRAWS
+def test_a_branch_that_waits_changes_no_row(generator, both, params, settings):
+    """Against both branches at every step, over replies that go from words to speech and back."""
+    long, keys = dataclasses.replace(settings, max_new_tokens=40), row_keys(5, 12)
+    found = [], []
+    for programs, replies in zip((generator.programs, both), found, strict=True):
+        session = Session(Engine(programs, params, LANES), LANES)
+        for i in range(0, 12, LANES):
+            made = session(prompts()[i : i + LANES], long, keys[i : i + LANES])
+            replies += [(reply.grid, reply.reason) for reply in made]
+    for got, want in zip(*found, strict=True):
+        same(got, want)
+    spoke = [np.diff((grid[:, 0] == IDS.speech).astype(int)) for grid, _ in found[0]]
+    spoke = np.concatenate(spoke)
+    assert (spoke == 1).any() and (spoke == -1).any()
+
+
 def test_an_interrupted_reply_is_cut_to_what_was_heard(generator, params):
     settings = dataclasses.replace(GREEDY, max_new_tokens=60, min_new_tokens=60)
     prompt, (key,) = prompts(3)[1], row_keys(0, 1)
