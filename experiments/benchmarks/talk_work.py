@@ -47,7 +47,7 @@ QWEN_IDS = GridIds(
     vocab=24576, audio_vocab=64, sosp=24571, speech=24570, filler=5, eosp=60, pad=24573, eos=24572,
     stops=(24572, 24573),
 )  # fmt: skip
-VOCODER = HiftConfig(channels=64, f0_width=64)
+VOCODER = HiftConfig(channels=128, f0_width=128)
 PROMPT = 25  # codes of the voice's prompt, 2 s
 PIECE = 1280  # samples of the question that come at once
 
@@ -139,12 +139,12 @@ def dialogue() -> Callable[[], dict]:
             if at + PIECE >= len(question):
                 last = time.perf_counter()
             talk.listen(question[at : at + PIECE])
-        clock, parts = Clock(talk), []
-        work = first = 0.0
+        clock = Clock(talk, mouth)
+        first = 0.0
         for part in talk.reply():
-            parts.append(part)
             if not first and len(part.wave):
                 first = time.perf_counter() - last
+        clock.end()
         work = time.perf_counter() - last
         sound = len(talk.last.wav) / decoder.rate
         return {
@@ -156,15 +156,22 @@ def dialogue() -> Callable[[], dict]:
 
 
 class Clock:
-    """What a talk's parts take until the first sound: hearing, reading, speaking, sounding."""
+    """What the parts of a talk take until the first sound."""
 
-    def __init__(self, talk: Talk):
-        self.until_first, self._sounded = {}, False
+    def __init__(self, talk: Talk, mouth: StreamingMouth):
+        self.until_first, self._sounded, self._before = {}, False, []
         for owner, name, called in (
             (talk, '_end_of_speech', 'hearing the end'), (talk.engine, 'read', 'reading'),
-            (talk.engine, '_collect', 'rows'), (talk, '_voiced', 'sound'),
+            (talk.engine, '_collect', 'rows'), (talk, '_voiced', 'flow and vocoder'),
+            (mouth, 'begin', 'the voice'),
         ):
+            self._before.append((owner, name, getattr(owner, name)))
             setattr(owner, name, self._timed(getattr(owner, name), called))
+
+    def end(self) -> None:
+        """What was timed is as it was."""
+        for before in self._before:
+            setattr(*before)
 
     def _timed(self, call: Callable, name: str) -> Callable:
         def timed(*args):
@@ -173,7 +180,7 @@ class Clock:
             if not self._sounded:
                 taken = self.until_first.get(name, 0) + time.perf_counter() - began
                 self.until_first[name] = taken
-            self._sounded |= name == 'sound' and len(out) > 0
+            self._sounded |= name == 'flow and vocoder' and len(out) > 0
             return out
 
         return timed

@@ -1,9 +1,12 @@
 """A codec directory to what a dialogue partner hears and speaks with."""
 
 from collections.abc import Callable, Sequence
+import functools
 import pathlib
 from typing import Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mossjax.convert.codec_flow import STEM, open_config
@@ -15,6 +18,8 @@ from mossjax.infer.streaming import Session
 from mossjax.infer.vocode_stream import streaming_stem
 from mossjax.infer.vocoder import HiftVocoder
 from mossjax.infer.voice import Voice
+
+VOICES = 8  # whose prompts are kept as heard
 
 
 class Utterance(Protocol):
@@ -44,14 +49,18 @@ class StreamingMouth:
           InputError: see `SpeechSteps`.
         """
         self.steps = SpeechSteps(decoder, hops=hops)
+        self._starts = functools.lru_cache(VOICES)(lambda voice: self.steps.flow.start(1, voice))
+        self._copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
     def begin(self, voice: Voice | None = None) -> Session:
-        """As `Mouth`.
+        """As `Mouth`. A voice's prompt is heard once: it takes longer than the first sound may.
 
         Raises:
           InputError: a voice that does not fit.
         """
-        return Session(self.steps.sessions(voice=voice))
+        voice = self.steps.decoder.voice if voice is None else voice
+        start = self._copied(self._starts(voice))
+        return Session(self.steps.sessions(voice=voice, start=start))
 
     def warm(self) -> None:
         """Compiles what utterances of any length need, by speaking some that end in every step."""
