@@ -47,7 +47,7 @@ QWEN_IDS = GridIds(
     vocab=24576, audio_vocab=64, sosp=24571, speech=24570, filler=5, eosp=60, pad=24573, eos=24572,
     stops=(24572, 24573),
 )  # fmt: skip
-VOCODER = HiftConfig(channels=128, f0_width=128)
+VOCODER = HiftConfig(channels=64, f0_width=64)
 PROMPT = 25  # codes of the voice's prompt, 2 s
 PIECE = 1280  # samples of the question that come at once
 
