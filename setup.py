@@ -65,6 +65,8 @@ setup(
         'audio': ['av>=14'],
         # The released speaker encoder, flow/campplus.onnx: the vector of a voice.
         'onnx': ['onnx>=1.17'],
+        # OWNER/NAME of Hugging Face wherever a directory of weights is taken.
+        'hub': ['huggingface_hub>=0.30'],
         # Paths in buckets, gs://...: a workdir, rows, checkpoints.
         'gcs': ['fsspec', 'gcsfs', 'google-cloud-storage'],
         # References for the parity tests and for `convert --verify` (logits). Name a CPU build of

@@ -19,7 +19,7 @@ ORDER = [
     ['buckets'],
     ['bucket_lock'],
     ['values', 'paths'],
-    ['files'],
+    ['files', 'hub'],
     ['steps'],
     ['ops'],
     ['nn'],
@@ -39,12 +39,12 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TESTS_ONLY = {'torch', 'torchaudio', 'transformers'}
 # Compares converted weights with torch where that is installed; nothing else ever needs it.
 REFERENCE = 'mossjax/convert/reference.py'
-LATE = {'av', 'gradio', 'grain', 'librosa', 'matplotlib', 'onnx', 'pocketsphinx', 'soundfile',
-        'sklearn', 'tensorboardX', 'tensorflow_datasets'}
+LATE = {'av', 'gradio', 'grain', 'huggingface_hub', 'librosa', 'matplotlib', 'onnx', 'pocketsphinx',
+        'soundfile', 'sklearn', 'tensorboardX', 'tensorflow_datasets'}
 LINES = 400
 # Parts that are a file, not a folder.
-FILES = {'bucket_lock', 'buckets', 'errors', 'exits', 'values', 'paths', 'files', 'checkpoint',
-         '__main__'}
+FILES = {'bucket_lock', 'buckets', 'errors', 'exits', 'values', 'paths', 'files', 'hub',
+         'checkpoint', '__main__'}
 TEXT = {'', '.cfg', '.in', '.ipynb', '.json', '.jsonl', '.md', '.py', '.sh', '.toml', '.txt',
         '.yaml', '.yml'}
 FOLDERS = ['mossjax', 'experiments', 'launch', 'tests', '.ci']

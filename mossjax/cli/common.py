@@ -9,11 +9,13 @@ import textwrap
 
 from absl import flags
 
-from mossjax import paths, values
+from mossjax import hub, paths, values
 
 # How a path flag is checked before its command starts: (path, name of the flag) -> the path.
 READ_FILE, READ_FOLDER = paths.file_to_read, paths.folder_to_read
 WRITE_FILE, WRITE_FOLDER = paths.file_to_write, paths.folder_to_write
+AUTO = 'auto'
+READ_MODEL = hub.folder  # or a repository of Hugging Face
 WRITE_FOLDER_OR_BUCKET = functools.partial(paths.folder_to_write, buckets=True)
 
 
@@ -34,7 +36,7 @@ def path_flag(
     """A flag that takes a path, checked by the one rule of `paths`.
 
     Args:
-      check: READ_FILE, READ_FOLDER, WRITE_FILE, WRITE_FOLDER, WRITE_FOLDER_OR_BUCKET.
+      check: READ_FILE, READ_FOLDER, READ_MODEL, WRITE_FILE, WRITE_FOLDER, WRITE_FOLDER_OR_BUCKET.
     """
     return flags.DEFINE(
         _PathParser(check), name, default, help, flag_values=flag_values, required=required
@@ -47,10 +49,16 @@ def check_paths(flag_values: flags.FlagValues) -> None:
     Raises:
       InputError: of the first that is not good.
     """
-    for name in flag_values:
-        flag = flag_values[name]
-        if isinstance(flag.parser, _PathParser) and flag.value is not None:
-            flag.value = str(flag.parser.check(flag.value, f'--{flag.name}'))
+    given = [
+        flag for flag in map(flag_values.__getitem__, flag_values)
+        if isinstance(flag.parser, _PathParser) and flag.value is not None
+    ]
+    for flag in sorted(given, key=_downloads):  # what may take long comes last
+        flag.value = str(flag.parser.check(flag.value, f'--{flag.name}'))
+
+
+def _downloads(flag: flags.Flag) -> bool:
+    return flag.parser.check is READ_MODEL and hub.names_repository(flag.value)
 
 
 class _NumberParser(flags.ArgumentParser):
@@ -79,6 +87,23 @@ def number_flag(
         _NumberParser(accepted), name, default, help, flag_values=flag_values,
         serializer=flags.ArgumentSerializer(),
     )
+
+
+class _AutoParser(flags.BooleanParser):
+    """Takes 'auto' as well."""
+
+    syntactic_help = 'true, false or auto'
+
+    def parse(self, argument: str | bool) -> str | bool:
+        return argument if argument == AUTO else super().parse(argument)
+
+
+def auto_flag(name: str, help: str, flag_values: flags.FlagValues) -> flags.FlagHolder:
+    """A flag that is on (--name), off (--noname) or, by default, AUTO."""
+    flag = flags.Flag(
+        _AutoParser(), flags.ArgumentSerializer(), name, AUTO, help, boolean=True
+    )
+    return flags.DEFINE_flag(flag, flag_values)
 
 
 def flag_help(flag_values: flags.FlagValues) -> str:

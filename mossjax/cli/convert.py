@@ -34,7 +34,7 @@ import pathlib
 
 from absl import flags
 
-from mossjax import paths, values
+from mossjax import hub, paths, values
 from mossjax.cli.common import READ_FILE, READ_FOLDER, number_flag, path_flag
 from mossjax.errors import InputError
 
@@ -137,7 +137,7 @@ def _convert(*args: str) -> None:
 def _source(path: str, name: str) -> pathlib.Path:
     """SRC on a disk. Of a run in a bucket only what is converted is copied."""
     if not paths.in_bucket(path):
-        return paths.folder_to_read(path, name)
+        return hub.folder(path, name)
     from mossjax import buckets, steps
 
     paths.need_buckets(path, name)

@@ -14,6 +14,7 @@ import traceback
 from absl import flags, logging
 
 from mossjax import __version__
+from mossjax.cli import compiled
 from mossjax.cli.common import check_paths, flag_fault, flag_help
 from mossjax.errors import InputError, OutOfReach
 from mossjax.exits import AGAIN, BAD_INPUT, OK, WENT_WRONG
@@ -27,6 +28,7 @@ COMMANDS = {
     'voice': 'a recording to the voice that chat and vocode speak with',
     'rows': 'recordings, dialogues or texts to the packed rows that train reads',
     'chat': 'one question, or a dialogue, answered in speech or text',
+    'warm': 'compiles what chat will need, so that its first answer does not wait',
     'convert': 'weights between Hugging Face and Orbax, with a certificate',
     'doctor': 'what is wrong with this machine, and how to mend it',
     'train': 'language model, speech tokenizer or decoder, from a laptop to a pod',
@@ -57,12 +59,23 @@ def run() -> None:
         stream.reconfigure(errors='backslashreplace')
     platforms.say_no_tpu()
     try:
-        code = main(sys.argv[1:])
+        code = _kept(sys.argv[1:]) or main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader (head, less) has seen enough; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = CLOSED_PIPE
     sys.exit(code)
+
+
+def _kept(argv: list[str]) -> int:
+    """Has jax keep what the command compiles; returns an exit code if that cannot be."""
+    if not argv or argv[0] not in compiled.COMMANDS:
+        return OK
+    try:
+        compiled.keep()
+    except InputError as error:
+        return _report(f'{argv[0]}: {error}', BAD_INPUT)
+    return OK
 
 
 def main(argv: list[str]) -> int:

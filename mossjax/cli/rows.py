@@ -52,7 +52,7 @@ from absl import flags
 from mossjax import paths, values
 from mossjax.cli.common import (
     READ_FILE,
-    READ_FOLDER,
+    READ_MODEL,
     WRITE_FILE,
     WRITE_FOLDER,
     number_flag,
@@ -79,11 +79,11 @@ _FOLDER = path_flag(
 )
 _CODEC = path_flag(
     'codec', None, 'Codec directory; only its speech tokenizer is used, and only for recordings.',
-    READ_FOLDER, FLAGS,
+    READ_MODEL, FLAGS,
 )
 _MODEL = path_flag(
     'model', None, 'Language model directory: config.json, tokenizer.json, generation_config.json; '
-    'its weights are not needed.', READ_FOLDER, FLAGS, required=True,
+    'its weights are not needed.', READ_MODEL, FLAGS, required=True,
 )
 _RECIPE = flags.DEFINE_enum(
     'recipe', None, ['sft', 'asr', 'tts', 'interleaved', 'speech', 'text'], 'What to make.',

@@ -18,7 +18,7 @@ import os
 
 from absl import flags
 
-from mossjax.cli.common import READ_FOLDER, WRITE_FILE, path_flag
+from mossjax.cli.common import READ_MODEL, WRITE_FILE, path_flag
 from mossjax.errors import InputError, refusal, sift
 from mossjax.files import json_line, replacing
 from mossjax.infer import audio
@@ -31,7 +31,7 @@ FLAGS = flags.FlagValues()
 _CODEC = path_flag(
     'codec', None, 'Codec directory: config.json, preprocessor_config.json, model.safetensors; or '
     'its Orbax form.',
-    READ_FOLDER, FLAGS, required=True,
+    READ_MODEL, FLAGS, required=True,
 )  # fmt: skip
 _OUT = path_flag(
     'out', None, 'JSONL file to write; replaced if it exists.', WRITE_FILE, FLAGS, required=True

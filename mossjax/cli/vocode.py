@@ -24,7 +24,7 @@ Examples:
 from absl import flags
 
 from mossjax import values
-from mossjax.cli.common import READ_FILE, READ_FOLDER, WRITE_FOLDER, number_flag, path_flag
+from mossjax.cli.common import READ_FILE, READ_MODEL, WRITE_FOLDER, number_flag, path_flag
 from mossjax.errors import InputError
 
 FLAGS = flags.FlagValues()
@@ -32,7 +32,7 @@ _CODEC = path_flag(
     'codec', None, 'Codec directory with the decoder in it: flow/config.yaml, flow/flow.pt and '
     'flow/hift.pt (or .safetensors); for a --voice RECORDING the speech tokenizer as well. Or its '
     'Orbax form.',
-    READ_FOLDER, FLAGS, required=True,
+    READ_MODEL, FLAGS, required=True,
 )  # fmt: skip
 _CODES = path_flag('codes', None, 'JSONL file of codes.', READ_FILE, FLAGS, required=True)
 _OUT = path_flag(

@@ -19,13 +19,13 @@ import os
 
 from absl import flags
 
-from mossjax.cli.common import READ_FILE, READ_FOLDER, WRITE_FILE, path_flag
+from mossjax.cli.common import READ_FILE, READ_MODEL, WRITE_FILE, path_flag
 from mossjax.errors import InputError
 
 FLAGS = flags.FlagValues()
 _CODEC = path_flag(
     'codec', None, 'Codec directory: speech tokenizer (for the prompt) and flow/campplus.onnx or '
-    '.safetensors (for the vector).', READ_FOLDER, FLAGS, required=True,
+    '.safetensors (for the vector).', READ_MODEL, FLAGS, required=True,
 )  # fmt: skip
 _WAV = path_flag('wav', None, 'The recording.', READ_FILE, FLAGS)
 _OUT = path_flag(

@@ -130,7 +130,7 @@ def check_writable_suffix(path: str | os.PathLike, name: str = '') -> None:
       InputError: the suffix is of no format that is written.
     """
     suffix = Path(path).suffix
-    if not _format(path):
+    if not file_format(path):
         raise InputError(
             f'{name} {paths.printable(path)}: audio is written as {", ".join(WRITTEN)}, '.lstrip()
             + (f'not as {suffix}; ' if suffix else 'and the name must end so; ')
@@ -160,9 +160,8 @@ def save(path: str | os.PathLike, wav: np.ndarray, rate: int, comment: str = '')
     check_samples(wav, path)
     import soundfile
 
-    # 32768, the scale that reading divides by: 16-bit audio survives load and save unchanged.
-    pcm = np.clip(np.rint(wav * 32768.0), -32768, 32767).astype(np.int16)
-    kind, coding = _format(path)
+    pcm = pcm16(wav)
+    kind, coding = file_format(path)
     with replacing(path) as temporary, open(temporary, 'w+b') as file:
         try:
             with soundfile.SoundFile(
@@ -179,6 +178,12 @@ def save(path: str | os.PathLike, wav: np.ndarray, rate: int, comment: str = '')
             ) from None
 
 
+def pcm16(wav: np.ndarray) -> np.ndarray:
+    """Samples, full scale at 1, as int16; what lies beyond is clipped."""
+    # 32768, the scale that reading divides by: 16-bit audio survives load and save unchanged.
+    return np.clip(np.rint(wav * 32768.0), -32768, 32767).astype(np.int16)
+
+
 def read_comment(path: str | os.PathLike) -> str:
     """The comment in an audio file; '' where there is none, or no such file."""
     import soundfile
@@ -190,7 +195,8 @@ def read_comment(path: str | os.PathLike) -> str:
         return ''
 
 
-def _format(path: str | os.PathLike) -> tuple[str, str] | None:
+def file_format(path: str | os.PathLike) -> tuple[str, str] | None:
+    """Format and coding of libsndfile for a file of this name, None if none is written."""
     piped = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
     return WRITTEN['.wav'] if piped else WRITTEN.get(Path(path).suffix.lower())
 

@@ -1,12 +1,30 @@
-"""The lengths that decoding programs are compiled for, and the room that a prompt leaves."""
+"""The lengths that programs are compiled for, and the room that a prompt leaves."""
 
 from mossjax.errors import InputError
 
 SMALLEST = 64  # rows
 PIECES = (64, 256)  # rows of a prompt that are read at once: the largest bounds its scores
 LANE = 1024  # slots of a lane before it grows
+LONG = 8192  # rows of a dialogue that memory is kept for: eleven minutes
 STEPS = 8  # rows that are made before the host looks
+LISTEN = 32  # rows heard that are read while more is heard: what is left then fits one piece
 WAIT = 64  # rows that the idle branch may stay behind
+
+
+HEARING = (8, 16, 32, 64, 128, 256, 375)  # codes of a recording that is heard whole: up to 30 s
+
+
+def hearing(codes: int) -> int:
+    """Codes that a recording is padded to, of 30 s at most."""
+    return next((size for size in HEARING if size >= codes), codes)
+
+
+def lane_sizes(rows: int, positions: int) -> list[int]:
+    """All that `slots` says of dialogues that grow to so many rows."""
+    sizes = [slots(1, positions)]
+    while sizes[-1] < rows:
+        sizes.append(slots(sizes[-1] + 1, positions))
+    return sizes
 
 
 def piece(rows: int) -> int:

@@ -17,12 +17,13 @@ from absl import logging
 import jax
 import numpy as np
 
-from mossjax.convert import codec_directory, peft
+from mossjax.convert import peft
 from mossjax.convert.placement import Put, open_lm
 from mossjax.errors import InputError
 from mossjax.files import read_json
 from mossjax.infer import generation_config
 from mossjax.infer.buckets import room
+from mossjax.infer.codec import Mouth, open_codec, open_mouth
 from mossjax.infer.generate import Generation, Generator, Session
 from mossjax.infer.sampling import Settings, row_keys
 from mossjax.infer.voice import Voice
@@ -78,6 +79,7 @@ class Chat:
       settings: how replies are drawn unless a call says otherwise.
       longest: a limit of replies that somebody asked for, in grid rows; `settings` has it too.
         Without one, the limit of `settings` shrinks to what a prompt leaves of the positions.
+      mouth: what speaks while codes come, see `infer.talk`; instead of `decode`.
     """
 
     generator: Generator
@@ -88,12 +90,14 @@ class Chat:
     style: Style
     settings: Settings
     longest: int | None = None
+    mouth: Mouth | None = None
 
     @classmethod
     def open(
         cls, model_dir, codec_dir=None, *, hears: bool = True, speaks: bool = True,
         voice: Voice | None = None, longest: int | None = None, rules: Rules = machine.CLEAN,
-        style: Style = dialogue.CLEAN, put: Put | None = None, adapter=None,
+        style: Style = dialogue.CLEAN, put: Put | None = None, adapter=None, streams: bool = False,
+        **options,
     ) -> 'Chat':
         """Reads a model directory and, if given, a codec directory.
 
@@ -109,6 +113,8 @@ class Chat:
           put: how the language model's parameters are held, see `convert.placement`: as stored by
             default, `on_host('float32')`, `int8.int8('bfloat16')`, ...
           adapter: directory of a LoRA adapter in PEFT's layout, to run the weights with.
+          streams: the decoder is opened as `mouth`.
+          options: see `engine.Programs`.
 
         Raises:
           InputError: a file is missing or does not fit the others.
@@ -130,18 +136,20 @@ class Chat:
         if longest is not None:
             settings = settings.at_most(longest)
             _check_fits(longest, config.max_position_embeddings)
-        encode, decode = None, None
+        encode = decode = mouth = None
         if codec_dir is not None and (hears or speaks):
-            encode, decode = open_codec(codec_dir, ids.eosp, hears, speaks, voice)
+            encode, decode = open_codec(codec_dir, ids.eosp, hears, speaks and not streams, voice)
+            mouth = open_mouth(codec_dir, ids.eosp, voice) if speaks and streams else None
         config, params = open_lm(model_dir, put)
         net = network(config)
         if adapter is not None:
             adapters = peft.load(adapter, net.shapes)
             params = attach(params, adapters.tree(), adapters.lora)
-        generator = Generator(net, config, ids, rules)
+        generator = Generator(net, config, ids, rules, **options)
         return cls(
-            generator, jax.device_put(params), text, encode, decode, style, settings, longest
-        )
+            generator, jax.device_put(params), text, encode, decode, style, settings, longest,
+            mouth,
+        )  # fmt: skip
 
     @property
     def positions(self) -> int:
@@ -217,7 +225,7 @@ class Chat:
         session = session or self.session(len(prompts))
         made = session(prompts, settings, keys, allowed)
         return self._speak(
-            [self._read(p, generation, reply) for p, generation in zip(prompts, made, strict=True)]
+            [self.read(p, generation, reply) for p, generation in zip(prompts, made, strict=True)]
         )
 
     def _listen(self, dialogues) -> list[list[Turn]]:
@@ -231,12 +239,19 @@ class Chat:
             for turns in dialogues
         ]
 
-    def _read(self, prompt: np.ndarray, generation: Generation, reply: str) -> Reply:
+    def read(
+        self, prompt: np.ndarray, generation: Generation, reply: str = 'audio', quiet: bool = False
+    ) -> Reply:
+        """What was said in answer to a prompt (p, 2), without its sound.
+
+        Args:
+          quiet: do not say that nothing was spoken where speech was wanted.
+        """
         rules, ids = self.generator.rules, self.generator.ids
         text, codes = rules.decode(generation.grid, ids, self.text)
         if reply == 'text':
             codes = codes[:0]
-        elif len(codes) == 0:
+        elif len(codes) == 0 and not quiet:
             logging.warning('the model ended its reply without speaking; try another seed')
         return Reply(text, codes, None, generation.grid, prompt, generation.reason)
 
@@ -248,39 +263,6 @@ class Chat:
             for i, wav in zip(spoken, waves, strict=True):
                 replies[i] = dataclasses.replace(replies[i], wav=wav)
         return replies
-
-
-def open_codec(
-    codec_dir, codes: int, hears: bool = True, speaks: bool = True, voice: Voice | None = None
-) -> tuple[Callable | None, Callable | None]:
-    """(encode, decode) of a codec directory, see `Chat`, for a model that knows `codes` codes.
-
-    Args:
-      hears, speaks: which of them are opened; the other is None.
-      voice: who speaks, see `SpeechDecoder.open`.
-
-    Raises:
-      InputError: files missing or damaged, a codec with other codes, or a voice that does not fit.
-    """
-    from mossjax.infer.speech_decoder import SpeechDecoder
-    from mossjax.infer.speech_tokenizer import SpeechTokenizer
-
-    if speaks and not codec_directory.has_decoder(codec_dir):
-        raise InputError(
-            f'{codec_dir} has no folder flow/, the decoder that spoken replies need; a codec whose '
-            'training left it out can hear, for written replies'
-        )
-    tokenizer = SpeechTokenizer.open(codec_dir) if hears else None
-    decoder = SpeechDecoder.open(codec_dir, voice=voice) if speaks else None
-    # A flow decoder may have rows to spare, a tokenizer may not say what the model cannot read.
-    heard, spoken = tokenizer and tokenizer.config.codes, decoder and decoder.config.vocab_size
-    if (hears and heard > codes) or (speaks and spoken < codes):
-        sizes = f'the speech tokenizer has {heard} codes, ' * hears
-        sizes += f'the decoder {spoken}, ' * speaks
-        raise InputError(
-            f'{codec_dir}: {sizes}the language model {codes}; take the codec it was trained with'
-        )
-    return tokenizer and tokenizer.encode, decoder and decoder.decode_many
 
 
 def _check_fits(longest: int, positions: int) -> None:

@@ -8,12 +8,33 @@ What no longer fits the model leaves; then what stays is read anew.
 """
 
 from collections.abc import Callable
+import dataclasses
 
 from absl import logging
 import numpy as np
 
 from mossjax.infer.chat import Chat, Reply
+from mossjax.infer.generate import Session
+from mossjax.infer.sampling import Settings
 from mossjax.models.lm.dialogue import Turn
+
+CUT = 'cut'  # why a reply ended that somebody interrupted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """A question and what the model is given with it.
+
+    Attributes:
+      turns: those that it reads, the question last.
+      prompt: int32 (p, 2), the rows of these. settings: of the reply.
+      dropped: how many turns had to leave.
+    """
+
+    turns: list[Turn]
+    prompt: np.ndarray
+    settings: Settings
+    dropped: int
 
 
 class Dialogue:
@@ -25,21 +46,23 @@ class Dialogue:
 
     Attributes:
       turns: those the next question follows, their content text or codes.
+      session: the lane that the dialogue lives in.
     """
 
     def __init__(
         self, chat: Chat, kind: str = 'audio', *, system: str | None = None,
-        say: Callable[[str], None] = logging.warning,
+        say: Callable[[str], None] = logging.warning, session: Session | None = None,
     ):
         """Args:
           kind: of the replies, 'audio' or 'text'.
           system: the system turn, instead of the checkpoint's own.
           say: told once when the first exchange leaves, once when the limit of replies shrinks.
+          session: of one dialogue, where lanes are shared; one of its own by default.
         """
         self.chat, self.kind, self._say = chat, kind, say
         self._system = [] if system is None else [Turn('system', system)]
         self.turns: list[Turn] = []
-        self._session = chat.session()
+        self.session = session or chat.session()
         self._said: set[str] = set()
 
     def ask(self, question: str | np.ndarray, seed: int = 0) -> Reply:
@@ -51,16 +74,29 @@ class Dialogue:
         Raises:
           InputError: as `Chat.replies`; the turn alone is too long for the model.
         """
+        asked = self.prepare(question)
+        given = [*self._system, *asked.turns]
+        reply = self.chat.reply(given, self.kind, asked.settings, seed, self.session)
+        self.keep(asked, reply)
+        return reply
+
+    def prepare(self, question: str | np.ndarray) -> Asked:
+        """What the model reads of one more turn; the dialogue is as it was until `keep`.
+
+        Raises:
+          InputError: as `ask`.
+        """
         if isinstance(question, np.ndarray) and question.dtype.kind == 'f':
             (question,) = self.chat.hear([question])
-        asked = [*self.turns, Turn('user', question)]
-        turns = self._recent(asked)
-        rows = self._rows(turns)
-        settings = self.chat.settings_for(rows)
-        given = [*self._system, *turns]
-        reply = self.chat.reply(given, self.kind, settings, seed, self._session)
-        limit, usual = settings.max_new_tokens, self.chat.settings.max_new_tokens
-        if len(turns) < len(asked):
+        turns = [*self.turns, Turn('user', question)]
+        kept = self._recent(turns)
+        prompt = self._prompt(kept)
+        return Asked(kept, prompt, self.chat.settings_for(len(prompt)), len(turns) - len(kept))
+
+    def keep(self, asked: Asked, reply: Reply) -> None:
+        """The question and its reply are turns from here on."""
+        limit, usual = asked.settings.max_new_tokens, self.chat.settings.max_new_tokens
+        if asked.dropped:
             self._say_once(
                 'turns',
                 f'the dialogue has outgrown the {self.chat.positions} positions of the model: from '
@@ -70,11 +106,15 @@ class Dialogue:
             self._say_once(
                 'limit',
                 f'the reply could have {limit} rows, not {usual}: the model has '
-                f'{self.chat.positions} positions, of which the prompt takes {rows}',
+                f'{self.chat.positions} positions, of which the prompt takes {len(asked.prompt)}',
             )
-        if self.kind == 'text' or len(reply.codes):
-            self.turns = [*turns, reply.turn]
-        return reply
+        if len(reply.codes) or self.kind == 'text' and (reply.text or reply.reason != CUT):
+            self.turns = [*asked.turns, reply.turn]
+
+    def before_speech(self) -> np.ndarray:
+        """Rows (n, 2) that a question in speech begins with, up to its first code."""
+        one, other = (self._prompt([*self.turns, Turn('user', [code])]) for code in (0, 1))
+        return one[: int(np.flatnonzero((one != other).any(axis=1))[0])]
 
     def _recent(self, turns: list[Turn]) -> list[Turn]:
         """The last turns, as many whole exchanges as leave a reply its room."""
@@ -85,7 +125,10 @@ class Dialogue:
         return turns
 
     def _rows(self, turns: list[Turn]) -> int:
-        return len(self.chat.prompt([*self._system, *turns], self.kind))
+        return len(self._prompt(turns))
+
+    def _prompt(self, turns: list[Turn]) -> np.ndarray:
+        return self.chat.prompt([*self._system, *turns], self.kind)
 
     def _say_once(self, what: str, text: str) -> None:
         if what not in self._said:

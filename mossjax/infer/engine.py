@@ -13,7 +13,8 @@ settings and key only (CLEAN rules).
 """
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossjax.errors import InputError
-from mossjax.infer import buckets, draws, lanes
+from mossjax.infer import buckets, draws, lanes, many_chips
 from mossjax.infer.draws import LaneSettings
 from mossjax.infer.sampling import Settings
 from mossjax.models.lm.cache import Cache
@@ -44,10 +45,17 @@ class Programs:
       network: the language model, see `models.lm.model.network`.
       ids: special ids of the checkpoint.
       rules: machine.CLEAN or machine.UPSTREAM.
+      mesh: of several devices, see `infer.many_chips`; the parameters lie on it then.
+      store: how keys and values are held, `jnp.zeros` as computed or `cache.int8_rows`.
     """
 
-    def __init__(self, network: Network, config: LMConfig, ids: GridIds, rules: Rules = CLEAN):
+    def __init__(
+        self, network: Network, config: LMConfig, ids: GridIds, rules: Rules = CLEAN, *,
+        mesh: jax.sharding.Mesh | None = None, store: Callable = jnp.zeros,
+    ):  # fmt: skip
         self.network, self.config, self.ids, self.rules = network, config, ids, rules
+        self.mesh, self._store = mesh, store
+        self._placed = many_chips.cache_placed(mesh)
         # Under upstream's rules both branches speak at every step, so neither waits.
         self.wait = 0 if rules.both else buckets.WAIT
         self.read = jax.jit(self._read, donate_argnums=1)
@@ -56,28 +64,39 @@ class Programs:
             compiler_options=options.of_device(jax.devices()[0], options.SPEAK) or None,
         )
         # Compiled, so that no two of its arrays are one, which could not be used up.
-        self._empty = jax.jit(self._lanes, static_argnums=(0, 1, 2))
+        self.new = jax.jit(self.fresh, static_argnums=(0, 1, 2))
+        self.grow = jax.jit(lambda *two: self._home(lanes.grown(*two)), donate_argnums=1)
 
     def empty(self, params: dict, count: int, rows: int) -> lanes.State:
         """`count` lanes for `rows` rows each, which have read nothing."""
-        row = jax.ShapeDtypeStruct((1, 1, 2), jnp.int32)
-        dtype = jax.eval_shape(lambda p, x: self.network.bind(p).embed(x), params, row).dtype
-        return self._empty(count, rows, dtype)
+        return self.new(count, rows, self.dtype(params))
 
-    def _lanes(self, count: int, rows: int, dtype) -> lanes.State:
+    def dtype(self, params: dict):
+        """What the network computes in."""
+        row = jax.ShapeDtypeStruct((1, 1, 2), jnp.int32)
+        return jax.eval_shape(lambda p, x: self.network.bind(p).embed(x), params, row).dtype
+
+    def fresh(self, count: int, rows: int, dtype) -> lanes.State:
         cache = Cache.empty(
-            self.config, count, rows, dtype, spare=buckets.PIECES[-1], wait=self.wait
-        )
-        return lanes.State.empty(self.config, self.ids, count, cache, dtype)
+            self.config, count, rows, dtype, spare=buckets.PIECES[-1], wait=self.wait,
+            store=self._store,
+        )  # fmt: skip
+        return self._home(lanes.State.empty(self.config, self.ids, count, cache, dtype))
+
+    def _home(self, state: lanes.State) -> lanes.State:
+        """The state where all programs want it."""
+        return dataclasses.replace(state, cache=self._placed(state.cache))
 
     def _read(self, params, state, tokens, count, first, lengths):
         """Pieces (n, t, 2), count (n,) rows real, for lanes from `first` on.
 
         Before that every lane is cut to lengths (b,).
         """
-        state = lanes.cut(state, lengths)
-        model = self.network.bind(params)
-        return lanes.extend(model, state, tokens, count, first, self.rules, self.ids)
+        with many_chips.scope(self.mesh):
+            state = lanes.cut(state, lengths)
+            model = self.network.bind(params)
+            state = lanes.extend(model, state, tokens, count, first, self.rules, self.ids)
+            return self._home(state)
 
     def _advance(self, params, state, settings, told, *, draw):
         """(state, (rows (b, STEPS, 2), how many of them are real (b,), reasons (b,)))."""
@@ -88,7 +107,8 @@ class Programs:
 
         def step(carry):
             state, grid, i = carry
-            state = lanes.advance(model, state, settings, self.rules, self.ids, draw)
+            with many_chips.scope(self.mesh):
+                state = lanes.advance(model, state, settings, self.rules, self.ids, draw)
             grid = jax.lax.dynamic_update_slice_in_dim(grid, state.row[:, None], i, 1)
             return state, grid, i + 1
 
@@ -97,7 +117,7 @@ class Programs:
             return (i < steps) & jnp.any(state.reason == RUNNING)
 
         state, grid, _ = jax.lax.while_loop(unfinished, step, (state, grid, 0))
-        return state, (grid, state.made - before, state.reason)
+        return self._home(state), (grid, state.made - before, state.reason)
 
 
 @dataclasses.dataclass(eq=False)
@@ -142,7 +162,7 @@ class Engine:
         self._lanes: list[Lane | None] = [None] * lanes
         self._state = None
         self._rows = 0  # that a lane has room for
-        self._ahead = None  # rows that are being made
+        self._making = collections.deque()  # ({lane: number of its reply}, rows), oldest first
         self._said = collections.deque()  # rows that are made, each with the number of its reply
 
     @property
@@ -235,6 +255,7 @@ class Engine:
         if not lane.ready:
             lane.read = min(lane.read, len(lane.rows) - 1)
         lane.running, lane.told = True, RUNNING
+        lane.reply += 1
 
     def read(self) -> None:
         """Reads what lanes have been given and have not read, piece by piece, several together."""
@@ -245,7 +266,8 @@ class Engine:
     def run(self) -> Iterator[Said]:
         """The rows of all lanes that run, until none does; the next are made meanwhile.
 
-        One may stop to listen at any time; a later call goes on from there.
+        One may stop to listen at any time, Ctrl-C included; a later call goes on from there. The
+        first rows of a reply are given before more are begun, since somebody waits for them.
         """
         while True:
             while self._said:
@@ -254,28 +276,34 @@ class Engine:
                     yield said
             if not any(lane.running for lane in self._open()):
                 return
-            ahead, self._ahead = self._ahead, self._begin()
-            if ahead is not None:
-                self._collect(*ahead)
+            starts = any(lane.running and lane.told == RUNNING for lane in self._open())
+            self._begin()
+            while len(self._making) > (0 if starts else 1):
+                self._collect()
 
-    def _begin(self):
-        """Starts making rows: ({lane: number of its reply}, what is being computed)."""
+    def _begin(self) -> None:
+        """Starts making rows for all lanes that run."""
         self.read()
         told = np.full(len(self._lanes), STOP, np.int32)
-        speakers = {}
         for lane in self._open():
             told[lane.index] = lane.told
-            if lane.running:
-                speakers[lane] = lane.reply
-                lane.ready, lane.told = False, AS_IT_IS
+        speakers = {lane: lane.reply for lane in self._open() if lane.running}
         running = [lane.settings for lane in speakers]
         draw = draws.narrow if all(map(draws.fits_narrow, running)) else draws.wide
-        settings, state = self._settings(), self._taken()
-        self._state, made = self.programs.advance(self.params, state, settings, told, draw=draw)
-        return speakers, made
+        settings = self._settings()
+        with self._taken() as state:
+            self._state, made = self.programs.advance(
+                self.params, state, settings, told, draw=draw
+            )
+        self._making.append((speakers, made))
+        for lane in speakers:
+            lane.ready, lane.told = False, AS_IT_IS
 
-    def _collect(self, speakers: dict[Lane, int], made) -> None:
+    def _collect(self) -> None:
+        """Waits for the oldest rows that are being made; who interrupts that finds them here."""
+        speakers, made = self._making[0]
         grid, counts, reasons = jax.device_get(computed(made))
+        self._making.popleft()
         for lane, reply in speakers.items():
             if not lane.running or lane.reply != reply:
                 continue
@@ -310,11 +338,13 @@ class Engine:
             tokens[lane.index - first, : len(rows)] = rows
             counts[lane.index - first] = len(rows)
             lengths[lane.index] = lane.read
-            lane.read += len(rows)
+        with self._taken() as state:
+            self._state = self.programs.read(
+                self.params, state, tokens, counts, np.int32(first), lengths
+            )
+        for lane in behind:
+            lane.read += int(counts[lane.index - first])
             lane.ready = True
-        self._state = self.programs.read(
-            self.params, self._taken(), tokens, counts, np.int32(first), lengths
-        )
 
     def _grow(self) -> None:
         """Room in every lane for what the longest has read and may say."""
@@ -326,7 +356,7 @@ class Engine:
         self._rows = max(self._rows, buckets.slots(rows, self.positions))
         empty = self.programs.empty(self.params, len(self._lanes), self._rows)
         if self._state is not None:
-            self._state = lanes.grown(self._state, empty)
+            self._state = self.programs.grow(self._state, empty)
             return
         self._state = empty
         for lane in self._open():
@@ -335,10 +365,16 @@ class Engine:
     def _open(self) -> list[Lane]:
         return [lane for lane in self._lanes if lane is not None]
 
-    def _taken(self) -> lanes.State:
-        """The state for a program to use up; a program that does not return leaves none."""
+    @contextlib.contextmanager
+    def _taken(self) -> Iterator[lanes.State]:
+        """The state for a program to use up; one that was stopped before it did leaves it."""
         state, self._state = self._state, None
-        return state
+        try:
+            yield state
+        except BaseException:
+            if not any(x.is_deleted() for x in jax.tree.leaves(state)):
+                self._state = state
+            raise
 
 
 def computed(arrays: Any) -> Any:

@@ -48,6 +48,23 @@ class Session:
         speech_allowed: Sequence[bool] | None = None,
     ) -> list[Generation]:
         """As `Generator`."""
+        self.begin(prompts, settings, keys, speech_allowed)
+        reasons = {}
+        for said in self.engine.run():
+            reasons[said.lane] = said.reason
+        return [
+            Generation(lane.rows[len(prompt) :], reasons[lane])
+            for lane, prompt in zip(self.lanes, prompts, strict=True)
+        ]
+
+    def begin(
+        self,
+        prompts: Sequence[np.ndarray],
+        settings: Settings,
+        keys: jax.Array,
+        speech_allowed: Sequence[bool] | None = None,
+    ) -> None:
+        """The same, and the replies are left to whoever asks `engine.run` for their rows."""
         settings.check()
         if len(prompts) == 0 or min(map(len, prompts)) == 0:
             raise InputError('every prompt needs at least one row, and there must be a prompt')
@@ -61,13 +78,6 @@ class Session:
             self.engine.follow(lane, prompt)
         for lane, key, speak in zip(self.lanes, keys, allowed, strict=True):
             self.engine.speak(lane, settings, key, speak)
-        reasons = {}
-        for said in self.engine.run():
-            reasons[said.lane] = said.reason
-        return [
-            Generation(lane.rows[len(prompt) :], reasons[lane])
-            for lane, prompt in zip(self.lanes, prompts, strict=True)
-        ]
 
     def _check_positions(self, prompt: int, new: int) -> None:
         limit = self.engine.positions
@@ -85,14 +95,17 @@ class Generator:
       network: the language model, see `models.lm.model.network`.
       ids: special ids of the checkpoint.
       rules: machine.CLEAN or machine.UPSTREAM.
+      options: see `Programs`.
     """
 
-    def __init__(self, network: Network, config: LMConfig, ids: GridIds, rules: Rules = CLEAN):
+    def __init__(
+        self, network: Network, config: LMConfig, ids: GridIds, rules: Rules = CLEAN, **options
+    ):
         self.config = config
         self.ids = ids
         self.rules = rules
         self.network = network
-        self.programs = Programs(network, config, ids, rules)
+        self.programs = Programs(network, config, ids, rules, **options)
 
     def session(self, params: dict, dialogues: int = 1) -> Session:
         """Dialogues that are to go on over several calls, with parameters of any dtype."""

@@ -11,6 +11,7 @@ from mossjax.infer.streaming import Pipeline, Sessions
 from mossjax.infer.vocoder import HiftVocoder
 from mossjax.infer.voice import Voice
 from mossjax.models.flow.config import FlowConfig, Window
+from mossjax.models.flow.stream import State
 from mossjax.models.vocoder.hift.stream import HELD
 
 LONGEST = 25  # codes of a step, 2 s
@@ -78,14 +79,19 @@ class SpeechSteps:
         self._blocks = [max(HELD, decoder.config.ratio * hop) for hop in self.flow.hops]
 
     def sessions(
-        self, count: int = 1, *, voice: Voice | None = None, names: Sequence[str] | None = None
-    ) -> Speech:
+        self, count: int = 1, *, voice: Voice | None = None, names: Sequence[str] | None = None,
+        start: State | None = None,
+    ) -> Speech:  # fmt: skip
         """New sessions that speak with one voice, by default the decoder's.
+
+        Args:
+          start: what `flow.start` gave for the voice, if that has been asked for; it is used up.
 
         Raises:
           InputError: a voice that does not fit the decoder.
         """
         voice = self.decoder.voice if voice is None else voice
-        flow = self.flow.sessions(self.flow.start(count, voice), names)
+        start = self.flow.start(count, voice) if start is None else start
+        flow = self.flow.sessions(start, names)
         vocoder = self.decoder.vocoder.sessions(count, blocks=self._blocks, names=names)
         return Speech(flow, vocoder, self.decoder.config)

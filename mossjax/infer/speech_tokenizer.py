@@ -10,6 +10,7 @@ import numpy as np
 from mossjax.convert.codec_directory import open_tokenizer
 from mossjax.convert.codec_tokenizer import tokenizer_network
 from mossjax.errors import InputError
+from mossjax.infer.buckets import hearing
 from mossjax.infer.streaming import Rung, Sessions
 from mossjax.models.tokenizer import mel
 from mossjax.models.tokenizer.config import TokenizerConfig
@@ -114,10 +115,11 @@ class SpeechTokenizer:
                 yield width, members[start : start + rows]
 
     def _bucket(self, samples: int) -> int:
-        """Codes per row, rounded up to a power of two (25 codes are 2 s): few compilations."""
-        needed = -(-samples // self.config.stride)
-        most = self.config.piece // self.config.stride
-        return min(most, max(8, 1 << (needed - 1).bit_length()))
+        """Codes per row: few compilations."""
+        return min(
+            self.config.piece // self.config.stride,
+            hearing(-(-samples // self.config.stride)),
+        )
 
     def _padded_rows(self, group, pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The pieces of a group as (b, w) audio, and the codes of each row."""

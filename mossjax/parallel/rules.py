@@ -14,7 +14,7 @@ Rules = dict[str, str | tuple[str, ...]]
 # Never divided: short axes, and 'layers', which the scan walks along.
 WHOLE = frozenset(
     {'layers', 'norm', 'head_dim', 'kernel', 'conv_in', 'mel', 'code', 'embed_out', 'time',
-     'rank'}
+     'rank', 'slots'}
 )
 
 # Parameters and rows over data and fsdp; every device computes whole layers.

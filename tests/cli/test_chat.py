@@ -16,6 +16,7 @@ from mossjax.cli import main as cli
 from mossjax.infer import audio, voice
 from mossjax.infer import chat as chat_lib
 from mossjax.infer.chat import Chat
+from mossjax.infer.codec import WholeMouth
 from mossjax.infer.voice import Voice
 from mossjax.models.lm.dialogue import Turn
 from tests.terminal import END, INTERRUPT, Terminal
@@ -39,6 +40,7 @@ def codec(monkeypatch, tmp_path):
         return hears and encode, speaks and decode
 
     monkeypatch.setattr(chat_lib, 'open_codec', halves)
+    monkeypatch.setattr(chat_lib, 'open_mouth', lambda *_: WholeMouth(decode))
     (tmp_path / 'codec').mkdir()
     return tmp_path / 'codec'
 
@@ -193,8 +195,9 @@ def test_sentences_about_files_and_a_system_prompt_of_ones_own(
 def test_a_voice_speaks_the_reply(model, tmp_path, monkeypatch, capsys):
     """It reaches the codec as it is in the file; in writing there is nobody to speak."""
     told = []
+    monkeypatch.setattr(chat_lib, 'open_codec', lambda *_: (None, None))
     monkeypatch.setattr(
-        chat_lib, 'open_codec', lambda *args: (told.append(args[-1]), decode)
+        chat_lib, 'open_mouth', lambda *args: told.append(args[-1]) or WholeMouth(decode)
     )
     codec, ann = tmp_path / 'codec', tmp_path / 'ann.wav'  # by its content
     codec.mkdir()
@@ -217,6 +220,50 @@ def test_a_recording_needs_a_codec(model, recording, pipe, capsys):
     pipe(recording)
     assert run('--model', model, *TEXT) == 2
     assert f'{recording} needs --codec to be heard' in capsys.readouterr().err
+
+
+class Slow:
+    """Says each code at once; the second time it is asked for more, somebody has heard enough."""
+
+    def __init__(self):
+        self.times = []
+
+    def begin(self, voice):
+        return self
+
+    def feed(self, codes):
+        self.times.append(len(codes))
+        if len(self.times) == 2:
+            raise KeyboardInterrupt
+        return decode([codes])[0]
+
+    def finish(self):
+        return np.zeros(0, np.float32)
+
+
+def test_an_interrupted_reply_stays_as_far_as_it_was_heard(
+    model, codec, tmp_path, monkeypatch, capsys
+):
+    """In the file, which grows while it is spoken, and in the dialogue."""
+    slow, asked = Slow(), ['hello', 'be brief']
+    monkeypatch.setattr(chat_lib, 'open_mouth', lambda *_: slow)
+    monkeypatch.setattr('mossjax.cli.lines.terminal', lambda: True)
+    monkeypatch.setattr('mossjax.cli.lines.read', lambda: (line for line in asked))
+    args = ('--model', model, '--codec', codec, '--out', tmp_path / 'a.wav', '--seed', 3)
+    assert run(*args, '--grid', tmp_path / 'grid.json', '--max_new_tokens', 20) == 0
+    first, second = grids(tmp_path)
+    heard = slow.times[0]
+    assert 0 < heard and first['reason'] == 'cut' and len(first['codes']) == heard
+    wav = audio.load(tmp_path / 'a-1.wav', 24000)
+    np.testing.assert_allclose(wav, np.clip(decode([first['codes']])[0], -1, 1), atol=1 / 32768)
+    assert codes_in(second)[:heard] == first['codes'] and codes_in(second)[heard] == 10
+    shown = capsys.readouterr()
+    assert 'interrupted; the dialogue goes on from here' in shown.err
+    assert shown.out.splitlines()[0] == f'{tmp_path / "a-1.wav"}: {0.08 * heard:.2f} s'
+    slow.times.clear()
+    # with one question there is nothing to go on with
+    assert run(*args, '--text', 'hello', '--max_new_tokens', 20) == 130
+    assert len(audio.load(tmp_path / 'a.wav', 24000)) == 1920 * slow.times[0]
 
 
 # The stand-in hears by itself; at its first hearing it waits to be interrupted.
@@ -314,6 +361,10 @@ def places(tmp_path, recording):
         (['--text', 'x', *TEXT], 'model/tokenizer.json: no such file'),
         (['--text', 'x', '--reply', 'song'], 'song'),
         (['three', '--text', 'x', *TEXT], 'stray argument'),
+        (['--questions', 'file', *TEXT], 'belong together'),
+        (['--questions', 'file', '--answers', 'b', '--text', 'x', *TEXT], '--text is of one'),
+        (['--questions', 'file', '--answers', 'b', '--codec', 'codec'], 'file has no lines'),
+        (['--questions', 'file', '--answers', 'b'], 'spoken replies need --codec'),
     ],
 )
 def test_bad_calls_end_with_code_2(args, word, places, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Lanes against fresh readings of the same rows: what a lane remembers changes no reply."""
 
+import contextlib
 import copy
 import dataclasses
 
@@ -9,6 +10,7 @@ import pytest
 
 from mossjax.errors import InputError
 from mossjax.infer import buckets
+from mossjax.infer import engine as lane_engine
 from mossjax.infer.engine import Engine, Programs
 from mossjax.infer.generate import Generator, Session
 from mossjax.infer.sampling import row_keys
@@ -119,6 +121,31 @@ def test_eight_turns_in_a_lane_are_those_read_whole(generator, params, settings)
     assert switches
 
 
+@pytest.fixture(scope='module')
+def both():
+    """Programs in which no branch waits."""
+    programs = Programs(NET, CONFIG, IDS)
+    programs.wait = 0
+    return programs
+
+
+@DRAWS
+def test_a_branch_that_waits_changes_no_row(generator, both, params, settings):
+    """Against both branches at every step, over replies that go from words to speech and back."""
+    long, keys = dataclasses.replace(settings, max_new_tokens=40), row_keys(5, 12)
+    found = [], []
+    for programs, replies in zip((generator.programs, both), found, strict=True):
+        session = Session(Engine(programs, params, LANES), LANES)
+        for i in range(0, 12, LANES):
+            made = session(prompts()[i : i + LANES], long, keys[i : i + LANES])
+            replies += [(reply.grid, reply.reason) for reply in made]
+    for got, want in zip(*found, strict=True):
+        same(got, want)
+    spoke = [np.diff((grid[:, 0] == IDS.speech).astype(int)) for grid, _ in found[0]]
+    spoke = np.concatenate(spoke)
+    assert (spoke == 1).any() and (spoke == -1).any()
+
+
 def test_an_interrupted_reply_is_cut_to_what_was_heard(generator, params):
     settings = dataclasses.replace(GREEDY, max_new_tokens=60, min_new_tokens=60)
     prompt, (key,) = prompts(3)[1], row_keys(0, 1)
@@ -141,6 +168,40 @@ def test_an_interrupted_reply_is_cut_to_what_was_heard(generator, params):
         whole = np.concatenate([heard, more])
         same(got, fresh(generator, params, whole, GREEDY, key))
         np.testing.assert_array_equal(lane.rows, np.concatenate([whole, got[0]]))
+
+
+@pytest.mark.parametrize('where', ['computed', 'advance', 'read'])
+def test_an_interrupt_anywhere_loses_no_row(generator, params, monkeypatch, where):
+    """Ctrl-C may come while rows are waited for, made or read; who listens on misses nothing."""
+    settings = dataclasses.replace(GREEDY, max_new_tokens=40, min_new_tokens=40)
+    asked, keys, calls = prompts(2), row_keys(0, 2), []
+    engine = Engine(copy.copy(generator.programs), params, LANES)
+    place = lane_engine if where == 'computed' else engine.programs
+    real = getattr(place, where)
+
+    def interrupted(*args, **options):
+        calls.append(where)
+        if len(calls) % 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(place, where, interrupted)
+    lanes = [engine.open() for _ in asked]
+    for lane, prompt, key in zip(lanes, asked, keys, strict=True):
+        engine.extend(lane, prompt)
+        engine.speak(lane, settings, key)
+    found, over = {lane: [] for lane in lanes}, False
+    while not over:
+        with contextlib.suppress(KeyboardInterrupt):
+            for said in engine.run():
+                found[said.lane].append(said.rows)
+            over = True
+    monkeypatch.setattr(place, where, real)
+    assert len(calls) > 1
+    for lane, prompt, key in zip(lanes, asked, keys, strict=True):
+        want = fresh(generator, params, prompt, settings, key)
+        np.testing.assert_array_equal(np.concatenate(found[lane]), want[0])
+        np.testing.assert_array_equal(lane.rows, np.concatenate([prompt, want[0]]))
 
 
 def test_a_lane_grows_and_long_prompts_are_read_in_pieces(monkeypatch, params):

@@ -1,0 +1,114 @@
+"""How fast dialogues go: decoding beside Transformers, lanes beside one another, the first sound.
+
+    JAX_PLATFORMS=cpu python -m experiments.benchmarks.talk \
+        --out experiments/benchmarks/talk.json [--torch PYTHON] [--parts qwen,lanes,dialogue]
+
+Each part runs in processes of its own with two threads. Where there are two sides they take turns,
+so that what else runs on the machine slows both: a ratio is the median of the rounds' ratios.
+
+  qwen      a Qwen3 of 50 M parameters in float32, random weights, 256 rows read and 64 spoken,
+            greedy: this engine / Transformers' `generate` under torch, in PYTHON (this one by
+            default); ratios are of rows a second
+  lanes     one step of the shipped nano model with 16 lanes / with one
+  dialogue  the shipped nano model asked aloud, its own codec with a random vocoder behind it
+            (none ships with it; the time does not depend on the weights), a voice prompt of 2 s:
+            from the last samples of the question to the first of the answer, by parts, and seconds
+            of work a second of sound
+"""
+
+import contextlib
+import os
+from pathlib import Path
+import statistics
+import sys
+
+from absl import app, flags, logging
+
+from experiments.benchmarks.codec import ROOT, Side, medians
+from experiments.proofs import record
+
+TORCH = ROOT / 'tests' / 'torch_qwen3.py'
+PARTS = ('qwen', 'lanes', 'dialogue')
+WHOLE = ('first_sound', 'real_time_factor')  # of a dialogue
+# name: (part, least or most, value)
+GATES = {
+    'decode': ('qwen', 'least', 2.5), 'prefill': ('qwen', 'least', 2.0),
+    'lanes': ('lanes', 'most', 4.0), 'first_sound': ('dialogue', 'most', 0.15),
+    'real_time_factor': ('dialogue', 'most', 0.2),
+}  # fmt: skip
+
+
+def commands(part: str, torch: str) -> list[list[str]]:
+    """What the sides of a part run."""
+    own = [sys.executable, '-m', 'experiments.benchmarks.talk_work']
+    if part == 'qwen':
+        return [[*own, 'qwen'], [torch, str(TORCH)]]
+    if part == 'lanes':
+        return [[*own, 'lanes', '16'], [*own, 'lanes', '1']]
+    return [[*own, part]]
+
+
+def measure(part: str, torch: str, rounds: int) -> dict:
+    """Medians of the rounds: {'seconds': ..., 'beside': ..., ratios and figures by name}."""
+    with contextlib.ExitStack() as stack:
+        sides = []
+        for command in commands(part, torch):
+            sides.append(Side(command))
+            stack.callback(sides[-1].close)
+        taken = [[side.run() for side in sides] for _ in range(rounds)]
+    found = {'seconds': medians([sides[0] for sides in taken])}
+    if len(sides) == 1:
+        return found | {name: found['seconds'][name] for name in WHOLE}
+    found['beside'] = medians([sides[1] for sides in taken])
+
+    def ratio(name: str, turned: bool) -> float:
+        each = [own[name] / other[name] for own, other in taken]
+        return round(statistics.median([1 / x for x in each] if turned else each), 3)
+
+    if part == 'qwen':
+        return found | {name: ratio(name, True) for name in ('decode', 'prefill')}
+    return found | {'lanes': ratio('step', False)}
+
+
+def missed(parts: dict) -> list[str]:
+    """Gates that figures do not meet."""
+    said = []
+    for name, (part, side, gate) in GATES.items():
+        value = parts.get(part, {}).get(name)
+        if value is not None and (value < gate if side == 'least' else value > gate):
+            said.append(f'{part}: {name} is {value}, the gate is at {side} {gate}')
+    return said
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    options = flags.FLAGS
+    if not options.out:
+        sys.exit('--out FILE.json is missing')
+    unknown = set(options.parts or ()) - set(PARTS)
+    if unknown:
+        sys.exit(f'--parts: {", ".join(sorted(unknown))} unknown; there are {", ".join(PARTS)}')
+    found = {}
+    for part in options.parts or PARTS:
+        load = round(os.getloadavg()[0], 1)
+        found[part] = measure(part, options.torch, options.rounds) | {'load_average': load}
+        logging.info('%s: %s', part, found[part])
+    parts = record.read(options.out).get('parts', {}) | found
+    said = missed(found)
+    command = 'JAX_PLATFORMS=cpu python -m experiments.benchmarks.talk'
+    record.write(
+        Path(options.out), command,
+        {'threads': 2, 'cores': os.cpu_count(), 'rounds': options.rounds, 'missed': missed(parts),
+         'parts': parts},
+    )
+    for line in said:
+        logging.error('%s', line)
+    sys.exit(1 if said else 0)
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('out', None, 'JSON file; parts that are not measured again stay in it.')
+    flags.DEFINE_string('torch', sys.executable, 'Interpreter that has torch and transformers.')
+    flags.DEFINE_integer('rounds', 20, 'Times each side runs.', lower_bound=1)
+    flags.DEFINE_list('parts', None, f'Out of {", ".join(PARTS)}; all by default.')
+    app.run(main)
