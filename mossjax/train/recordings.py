@@ -34,6 +34,8 @@ class SpeechData:
       codes: codes store of the recordings (decoder).
       skip_rows: recordings to leave out, by the names that messages give them; what else a batch
         holds stays.
+      prompts: share of rows that begin with another recording of their speaker, as a voice's
+        prompt; prompt_codes: the most codes of it (decoder).
       undisturbed: share of recordings that are spoken from their undisturbed codes whatever else
         the store has (decoder).
     """
@@ -49,6 +51,8 @@ class SpeechData:
     inventory: str = path(default='')
     tokenizer: str = path(default='')
     codes: str = path(default='')
+    prompts: float = ranged(SHARE, 0.0)
+    prompt_codes: int = ranged(Range(1, 375, whole=True), 25)
     undisturbed: float = ranged(SHARE, 0.0)
     skip_rows: tuple[str, ...] = ()
 

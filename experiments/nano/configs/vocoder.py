@@ -8,7 +8,9 @@ def get_config():
     config.steps = 4000
     config.init_from = 'vocoder_mel'
     config.loss.update(adversarial=1.0, feature=2.0)
-    config.loss.discriminators = {'period_channels': (8, 32, 64, 64), 'resolution_channels': 8}
+    config.loss.discriminators = {
+        'period_channels': (8, 32, 64, 64), 'resolution_channels': 8
+    }  # fmt: skip
     config.optim.peak_lr = 5e-4
     config.optim.final_lr = 1e-4
     return config
