@@ -4,9 +4,8 @@ import numpy as np
 
 from mossjax.data.clips import fit
 from mossjax.data.pipeline import Batch
+from mossjax.data.segments import check_speakers
 from mossjax.data.speech import DecoderBatches
-from mossjax.errors import InputError
-from mossjax.values import listed
 
 SHORTEST = 5  # codes of a prompt that is cut, 0.4 s
 
@@ -26,20 +25,9 @@ class PromptedBatches(DecoderBatches):
         """
         super().__init__(*args, **options)
         self._prompts, self._longest = prompts, longest
-        speakers = [r.speaker for r in self._clips.recordings]
-        nameless = [r.audio for r in self._clips.recordings if not r.speaker]
-        if nameless:
-            raise InputError(
-                f'voice prompts need the "speaker" of every recording; {len(nameless)} have none, '
-                f'first: {nameless[0]}. Write it into the manifest, or set data.prompts = 0'
-            )
-        self._of = {s: np.flatnonzero(np.array(speakers) == s) for s in sorted(set(speakers))}
-        if alone := [s for s, of in self._of.items() if len(of) < 2]:
-            raise InputError(
-                f'voice prompts need two recordings or more of every speaker; {listed(alone)} have '
-                'one. Add recordings, leave these speakers out with data.only, or set data.prompts '
-                '= 0'
-            )
+        recordings = self._clips.recordings
+        found = np.array([r.speaker for r in recordings])
+        self._of = {name: np.flatnonzero(found == name) for name in check_speakers(recordings)}
 
     def _row(self, i: int, width: int, rng: np.random.Generator) -> Batch:
         row = super()._row(i, width, rng)
