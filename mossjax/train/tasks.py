@@ -1,7 +1,8 @@
 """From the config of a run to its task and its starting point: the table of networks.
 
 `model`, `data` and `loss` of a config (`train.config`) are read by the dataclasses of `train.lm`,
-`train.tokenizer`, `train.flow`, `train.vocoder` and `train.speaker`: what is documented there is what may be set.
+`train.tokenizer`, `train.flow`, `train.vocoder` and `train.speaker`: what is documented there is
+what may be set.
 """
 
 from collections.abc import Callable, Mapping

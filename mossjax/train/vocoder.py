@@ -30,9 +30,8 @@ from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.nn import weight_norm
 from mossjax.nn.param import Network, describe
 from mossjax.train import starts
-from mossjax.train.config import group, options, path
+from mossjax.train.config import choose, group, options, path
 from mossjax.train.recordings import CLIPS, select
-from mossjax.train.config import choose
 from mossjax.train.starts import Run
 from mossjax.train.task import FromBatches
 from mossjax.values import NOT_NEGATIVE, SIZE, Range, ranged
@@ -148,9 +147,8 @@ class VocoderTask(FromBatches):
         total = self.weights.mel * found['mel'] + self.weights.f0 * found['f0']
         if self.judges is not None:
             net, stop = self.network.networks[DISCRIMINATORS], jax.lax.stop_gradient
-            held, learning = net.bind(stop(params[DISCRIMINATORS])), net.bind(
-                params[DISCRIMINATORS]
-            )
+            learning = net.bind(params[DISCRIMINATORS])
+            held = net.bind(stop(params[DISCRIMINATORS]))
             of_real, of_fake = learning(real), learning(stop(fake))
             heard = held(fake)
             found |= {
