@@ -7,10 +7,13 @@ nothing is voiced.
 
 from collections.abc import Mapping, Sequence
 import concurrent.futures
+import contextlib
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
+from absl import logging
 import numpy as np
 
 from mossjax import values
@@ -21,6 +24,7 @@ from mossjax.files import replacing
 
 RATE, HOP, WINDOW = 16_000, 320, 1024  # Hz, samples
 LOWEST, HIGHEST = 60.0, 500.0  # Hz
+FEW = 16  # recordings; for fewer other processes cost more than they bring
 
 
 def pitch(wave: np.ndarray) -> np.ndarray:
@@ -50,10 +54,17 @@ def measure(
       InputError: naming recordings that are missing or cannot be read.
     """
     check_audio(recordings)
+    logging.info('measuring the pitch of %d recordings', len(recordings))
     root = Path(path).resolve().parent
     audio = [recording.audio for recording in recordings]
-    with concurrent.futures.ProcessPoolExecutor(workers) as pool:
-        found = pool.map(_of_file, audio, chunksize=8)
+    with contextlib.ExitStack() as stack:
+        if len(audio) < FEW:
+            found = map(_of_file, audio)
+        else:  # spawned: a process that computes with jax must not be forked
+            pool = concurrent.futures.ProcessPoolExecutor(
+                workers, multiprocessing.get_context('spawn')
+            )
+            found = stack.enter_context(pool).map(_of_file, audio, chunksize=8)
         lines = [
             json.dumps({
                 'path': os.path.relpath(name, root), 'f0': [round(float(x), 1) for x in f0]
