@@ -71,18 +71,18 @@ class FlowTask(FromBatches):
         any valid id.
       objective: `flow_loss`, or `mu_loss` for the encoder's warm start.
       context: masks to train under: `Context()` sees all, `Context(chunk=config.chunk)` streams.
-      context_share: of steps under it, by coin; the others see all.
       statistics: (mean, std) of the mel per bin for a small network's start, see `scale_to`.
       remat: wraps the scanned layers, e.g. `jax.checkpoint`.
+      context_share: of steps under `context`, by coin; the others see all.
     """
 
     config: FlowConfig
     batches: Batches
     objective: Loss = functools.partial(flow_loss, mu_weight=0.0)
     context: Context = OFFLINE
-    context_share: float = 1.0
     statistics: tuple[np.ndarray, np.ndarray] | None = None
     remat: Callable = lambda f: f
+    context_share: float = 1.0
 
     def __post_init__(self):
         if self.context.held:
