@@ -43,11 +43,13 @@ class Stage:
       run: (workdir, effort) -> facts for the report; in a process of its own.
       needs: stages that must be finished before.
       makes: what it would go on from when it is run again, relative to the working directory.
+      asked: it runs only where it is asked for by name (--stage).
     """
 
     run: Callable[[Path, float], dict]
     needs: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
+    asked: bool = False
 
 
 # Longest chain first, so that it starts first: the tokenizer decides how long the recipe takes.
@@ -64,6 +66,9 @@ STAGES = {
     'sft': Stage(stages.sft, ('stage2',), ('sft',)),
     'decoder': Stage(stages.decoder, ('codes',), ('decoder_mu', 'decoder')),
     'report': Stage(stages.report, ('sft', 'decoder')),
+    # A codec that has them speaks through HiFT, and gives voices a vector.
+    'vocoder': Stage(stages.vocoder, ('recordings',), ('vocoder_mel', 'vocoder', 'f0.jsonl'), True),
+    'speaker': Stage(stages.speaker, ('recordings',), ('speaker',), True),
 }
 
 
@@ -112,11 +117,12 @@ def run_all(workdir: Path, effort: float) -> None:
     Raises:
       InputError: a stage failed; names its log.
     """
-    finished = {name for name in STAGES if done(workdir, name).exists()}
+    wanted = {name: stage for name, stage in STAGES.items() if not stage.asked}
+    finished = {name for name in wanted if done(workdir, name).exists()}
     running: dict[str, subprocess.Popen] = {}
     try:
-        while len(finished) < len(STAGES):
-            for name, stage in STAGES.items():
+        while len(finished) < len(wanted):
+            for name, stage in wanted.items():
                 ready = name not in finished | set(running) and set(stage.needs) <= finished
                 if ready and len(running) < AT_ONCE:
                     running[name] = _spawn(workdir, name, effort)
@@ -130,7 +136,7 @@ def run_all(workdir: Path, effort: float) -> None:
             finished.add(name)
             seconds = json.loads(done(workdir, name).read_text())['seconds']
             logging.info('%s finished in %.0f s (%d of %d)', name, seconds, len(finished),
-                         len(STAGES))  # fmt: skip
+                         len(wanted))  # fmt: skip
     finally:
         for process in running.values():  # a stage saves its state on SIGTERM
             process.send_signal(signal.SIGTERM)

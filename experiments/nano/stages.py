@@ -21,7 +21,9 @@ import numpy as np
 
 from experiments.nano import examples, measure, render, text, world
 from mossjax.convert.codec_flow import save_flow
+from mossjax.convert.codec_speaker import save_campp
 from mossjax.convert.codec_tokenizer import save_tokenizer
+from mossjax.convert.codec_vocoder import save_hift
 from mossjax.convert.directories import save_lm
 from mossjax.convert.placement import on_host
 from mossjax.convert.qwen3 import start_speech_side
@@ -33,6 +35,7 @@ from mossjax.infer.chat import Chat
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.text import TextTokenizer
+from mossjax.nn import weight_norm
 from mossjax.train import loop, tasks
 from mossjax.train.config import check
 
@@ -293,6 +296,24 @@ def decoder(workdir: Path, effort: float) -> dict:
     config, task, state = train(workdir, 'decoder', effort)
     save_flow(workdir / 'codec', task.config, bfloat16(state.params))
     return facts_of(config, state) | {'last': last_metrics(workdir / 'decoder')}
+
+
+def vocoder(workdir: Path, effort: float) -> dict:
+    """HiFT, mels and pitch first, then against its discriminators."""
+    _, _, first = train(workdir, 'vocoder_mel', effort)
+    del first
+    config, task, state = train(workdir, 'vocoder', effort)
+    generator = weight_norm.fold(jax.tree.map(np.asarray, state.params['generator']))
+    save_hift(workdir / 'codec', task.config, bfloat16(generator), suffix='.safetensors')
+    return facts_of(config, state) | {'last': last_metrics(workdir / 'vocoder')}
+
+
+def speaker(workdir: Path, effort: float) -> dict:
+    """CAM++ of the nano voices."""
+    config, task, state = train(workdir, 'speaker', effort)
+    params = task.encoder(state.params, state.extra)
+    save_campp(workdir / 'codec', task.config, bfloat16(params))
+    return facts_of(config, state) | {'last': last_metrics(workdir / 'speaker')}
 
 
 def last_metrics(run: Path) -> dict:

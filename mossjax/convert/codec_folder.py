@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mossjax.convert import flow_config, hift_config, rules
 from mossjax.convert.codec_parts import ONNX, SAFETENSORS, TORCH, Part
+from mossjax.convert.decoder_yaml import plain_root
 from mossjax.convert.source import DECODER
 from mossjax.errors import InputError
 from mossjax.models.flow.config import FlowConfig
@@ -45,6 +46,9 @@ def check_settings(directory: Path, part: Part) -> None:
     if isinstance(part.config, FlowConfig):
         found, differing = flow_config.read_config(path), flow_config.differing
     elif isinstance(part.config, HiftConfig):
+        if not hift_config.described(path):
+            plain_root(path)  # an entry will be written into it
+            return
         shapes = rules.expected_tensors(part.rules, part.network.shapes)
         found, differing = hift_config.read(path, shapes), hift_config.differing
     else:
@@ -64,5 +68,5 @@ def write_settings(directory: Path, part: Part) -> None:
     path = directory / SETTINGS
     if isinstance(part.config, FlowConfig) and not os.path.lexists(path):
         flow_config.write_config(path, part.config)
-    if isinstance(part.config, HiftConfig) and not os.path.lexists(path):
+    if isinstance(part.config, HiftConfig) and not hift_config.described(path):
         hift_config.write(path, part.config)

@@ -6,7 +6,7 @@
 The meta item of a training run has one part, and "trained": its parameters stand for themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from mossjax import values
@@ -35,16 +35,18 @@ def describe(part: Part) -> dict:
     return {'suffix': part.suffix, 'config': config} | ({'spelled': spelled} if spelled else {})
 
 
-def run_meta(part: Part, inside: str = '') -> dict:
+def run_meta(part: Part, inside: str = '', beside: Sequence[str] = ()) -> dict:
     """The 'model' of the meta item of a run that trains this part, so that it can be exported.
 
     Args:
       inside: branch of the run's parameters that holds the network, e.g. 'generator/'.
+      beside: last names of parameters whose values the run keeps in its extra state instead, under
+        their paths in the network.
     """
     return {
         'kind': CODEC, 'configs': {}, 'parts': {part.name: describe(part)}, 'trained': True,
         'inside': inside,
-    }  # fmt: skip
+    } | ({'beside': list(beside)} if beside else {})  # fmt: skip
 
 
 def of_meta(model: Mapping, where: str) -> list[Part]:

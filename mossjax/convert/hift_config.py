@@ -88,6 +88,11 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> HiftConfig:
     return config
 
 
+def described(path: Path) -> bool:
+    """Whether the file is there and has an entry for the vocoder."""
+    return os.path.lexists(path) and isinstance(read_root(path).get(ENTRY), Mapping)
+
+
 def write(path: Path, config: HiftConfig) -> None:
     """Sets the entry that `read` reads; the others of the file stay."""
     entries = {key: getattr(config, name) for name, key in _KEYS.items()} | _fixed(config)

@@ -73,7 +73,12 @@ def open_orbax(root: Path, path: Path) -> Source:
         tensors = OrbaxTensors(root, table, step, beside=TRAINED)
     else:
         inside = 'base/' if 'lora' in model else model.get('inside', '')
-        tensors = OrbaxTensors(root, kind.rules, step, inside)
+        last = model.get('beside', ())
+        beside = {
+            rule.path: ('extra', rule.path) for rule in kind.rules
+            if rule.path.rpartition('/')[-1] in last
+        }
+        tensors = OrbaxTensors(root, kind.rules, step, inside, beside)
     own = {name: shape for name, shape in tensors.shapes.items() if name not in unused}
     doubts = ''
     if kind.name == LANGUAGE_MODEL:

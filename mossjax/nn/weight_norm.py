@@ -40,7 +40,11 @@ class NormedNetwork(Network):
 
     def init(self, key: jax.Array) -> dict:
         """The inner network's law; g starts as the length that v has."""
-        flat = traverse_util.flatten_dict(self.inner.init(key), sep='/')
+        return self.split(self.inner.init(key))
+
+    def split(self, params: Mapping) -> dict:
+        """Parameters of the inner network with their kernels as pairs {g, v}; undoes `fold`."""
+        flat = traverse_util.flatten_dict(params, sep='/')
         shapes = traverse_util.flatten_dict(self.shapes, sep='/')
         for path in self.paths:
             v = flat.pop(path)

@@ -4,33 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Slaney's mel scale: linear below 1 kHz (3 mel per 200 Hz), 27 steps per factor 6.4 above.
-_HZ_PER_MEL = 200.0 / 3.0
-_BREAK_HZ, _BREAK_MEL = 1000.0, 15.0
-_LOG_STEP = np.log(6.4) / 27.0
-
 
 def hann(size: int) -> np.ndarray:
     """Periodic Hann window (size,), float64."""
     return 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(size) / size)
 
 
-def hz_to_mel(hz) -> np.ndarray:
-    """Hz to Slaney mel, float64."""
-    hz = np.asarray(hz, np.float64)
-    above = _BREAK_MEL + np.log(np.maximum(hz, _BREAK_HZ) / _BREAK_HZ) / _LOG_STEP
-    return np.where(hz < _BREAK_HZ, hz / _HZ_PER_MEL, above)
-
-
-def mel_to_hz(mel) -> np.ndarray:
-    """Slaney mel to Hz, float64."""
-    mel = np.asarray(mel, np.float64)
-    above = _BREAK_HZ * np.exp(_LOG_STEP * (mel - _BREAK_MEL))
-    return np.where(mel < _BREAK_MEL, mel * _HZ_PER_MEL, above)
-
-
 def mel_filters(rate: float, n_fft: int, n_mels: int, f_min: float, f_max: float) -> np.ndarray:
-    """Triangles of equal area between points equally spaced in mel (librosa's default bank).
+    """Triangles of equal area between points equally spaced in mel (Slaney's scale and norm).
 
     Args:
       rate: sampling rate in Hz. f_min, f_max: outer corners in Hz.
@@ -38,12 +19,11 @@ def mel_filters(rate: float, n_fft: int, n_mels: int, f_min: float, f_max: float
     Returns:
       (n_fft // 2 + 1, m) float64; cast to float32 where it meets a spectrum.
     """
-    bins = np.arange(n_fft // 2 + 1) * (rate / n_fft)
-    corners = mel_to_hz(np.linspace(hz_to_mel(f_min), hz_to_mel(f_max), n_mels + 2))
-    low, centre, high = corners[:-2], corners[1:-1], corners[2:]
-    rising = (bins[:, None] - low) / (centre - low)
-    falling = (high - bins[:, None]) / (high - centre)
-    return np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (high - low))
+    import librosa  # takes a second to import, and not everything needs a mel
+
+    return librosa.filters.mel(
+        sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max, dtype=np.float64
+    ).T
 
 
 def frames(x: jax.Array, size: int, hop: int) -> jax.Array:

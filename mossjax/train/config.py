@@ -50,7 +50,7 @@ class RunConfig:
     """Every key a run has.
 
     Attributes:
-      task: 'lm', 'tokenizer' or 'flow'.
+      task: 'lm', 'tokenizer', 'flow', 'vocoder' or 'speaker'.
       seed: of fresh parameters, of the order of the data, and of every step's random key.
       steps: of the run in all. log_every, save_every: steps between.
       keep: last checkpoints kept. milestone_every: steps between checkpoints that are kept for

@@ -22,6 +22,7 @@ from mossjax.convert.source import DECODER
 from mossjax.data import speech
 from mossjax.data.codes import CodesStore
 from mossjax.data.pipeline import Batches
+from mossjax.data.prompts import PromptedBatches
 from mossjax.errors import InputError
 from mossjax.models.flow.config import OFFLINE, Context, FlowConfig
 from mossjax.models.flow.loss import flow_loss, mu_loss
@@ -34,7 +35,7 @@ from mossjax.train.config import choose, options
 from mossjax.train.recordings import SpeechData
 from mossjax.train.starts import Run
 from mossjax.train.task import FromBatches
-from mossjax.values import COUNT, NOT_NEGATIVE, ranged
+from mossjax.values import COUNT, NOT_NEGATIVE, SHARE, ranged
 
 # (model, batch, key, context) -> (loss, metrics)
 Loss = Callable[..., tuple[jax.Array, dict]]
@@ -48,12 +49,14 @@ class FlowLoss:
       objective: 'flow', or 'mu' for the encoder's warm start.
       mu_weight: of mu's distance from the mel beside the flow loss.
       chunk: codes per block of the attention mask (streaming); 0 sees everything.
+      chunk_share: of steps that have that mask, by coin; the others see everything.
       scaled: start from weights that know the mel's scale (small networks).
     """
 
     objective: str = 'flow'
     mu_weight: float = ranged(NOT_NEGATIVE, 0.0)
     chunk: int = ranged(COUNT, 0)
+    chunk_share: float = ranged(SHARE, 1.0)
     scaled: bool = False
 
 
@@ -70,6 +73,7 @@ class FlowTask(FromBatches):
       context: masks to train under: `Context()` sees all, `Context(chunk=config.chunk)` streams.
       statistics: (mean, std) of the mel per bin for a small network's start, see `scale_to`.
       remat: wraps the scanned layers, e.g. `jax.checkpoint`.
+      context_share: of steps under `context`, by coin; the others see all.
     """
 
     config: FlowConfig
@@ -78,10 +82,16 @@ class FlowTask(FromBatches):
     context: Context = OFFLINE
     statistics: tuple[np.ndarray, np.ndarray] | None = None
     remat: Callable = lambda f: f
+    context_share: float = 1.0
 
     def __post_init__(self):
         if self.context.held:
             raise InputError('flow training: the context holds codes back; train with held = 0')
+
+    @property
+    def _always(self) -> bool:
+        """Whether every step has the same mask."""
+        return self.context == OFFLINE or self.context_share == 1
 
     @functools.cached_property
     def network(self) -> Network:
@@ -93,7 +103,8 @@ class FlowTask(FromBatches):
     @property
     def model(self) -> dict:
         """What a checkpoint says of its parameters, so that it can be exported; see `kinds`."""
-        stem = STEM if self.context.chunk is None else f'{STEM}-chunk-{self.context.chunk}'
+        both = self.context.chunk is None or not self._always  # then it decodes either way
+        stem = STEM if both else f'{STEM}-chunk-{self.context.chunk}'
         return run_meta(Part(f'{DECODER}/{stem}', TORCH, self.config))
 
     def init_extra(self, params: dict) -> dict:
@@ -110,7 +121,15 @@ class FlowTask(FromBatches):
             shape = (batch['codes'].shape[0], self.config.xvector_size)
             batch['xvector'] = jnp.zeros(shape, batch['mel'].dtype)
         model = self.network.bind(params)
-        loss, metrics = self.objective(model, batch, key, context=self.context)
+
+        def under(context):
+            return lambda: self.objective(model, batch, key, context=context)
+
+        if self._always:
+            loss, metrics = under(self.context)()
+        else:
+            coin = jax.random.uniform(jax.random.fold_in(key, 0)) < self.context_share
+            loss, metrics = jax.lax.cond(coin, under(self.context), under(OFFLINE))
         return loss, (metrics, extra)
 
 
@@ -143,7 +162,12 @@ def run(config: ConfigDict, fresh: bool) -> Run:
     if not data.codes:
         raise InputError('config.data.codes is not set; tokenize the recordings and name the file')
     clips = data.clips(24_000)
-    batches = speech.DecoderBatches(
+    make = speech.DecoderBatches
+    if data.prompts:
+        make = functools.partial(
+            PromptedBatches, prompts=data.prompts, longest=data.prompt_codes
+        )
+    batches = make(
         clips, CodesStore.open(data.codes), undisturbed=data.undisturbed,
         **data.batching(config.seed),
     )
@@ -155,6 +179,7 @@ def run(config: ConfigDict, fresh: bool) -> Run:
         batches,
         objective=choose(objectives, loss.objective, 'loss.objective'),
         context=Context(chunk=loss.chunk or None),
+        context_share=loss.chunk_share,
         statistics=mel_statistics(batches, model) if loss.scaled and fresh else None,
     )
     return Run(task, config, starts.decoder(config.init_from if fresh else ''))

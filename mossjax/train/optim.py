@@ -150,10 +150,25 @@ def decays(axes: dict, config: OptimConfig) -> dict:
     )
 
 
-def optimizer(config: OptimConfig, axes: dict, total_steps: int) -> optax.GradientTransformation:
-    """The update rule of the trainable parameters (`axes`: logical axes of the trainable tree)."""
+def clip_apart(norm: float) -> optax.GradientTransformation:
+    """Each branch at the top of the tree is clipped by its own global norm."""
+    clip = optax.clip_by_global_norm(norm)
+    return optax.stateless(
+        lambda updates, _: {name: clip.update(x, optax.EmptyState())[0]
+                            for name, x in updates.items()}
+    )  # fmt: skip
+
+
+def optimizer(
+    config: OptimConfig, axes: dict, total_steps: int, clip=optax.clip_by_global_norm
+) -> optax.GradientTransformation:
+    """The update rule of the trainable parameters (`axes`: logical axes of the trainable tree).
+
+    Args:
+      clip: largest norm -> how gradients are clipped; `clip_apart` for networks side by side.
+    """
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip(config.clip_norm),
         optax.adamw(
             learning_rate(config, total_steps), config.b1, config.b2, config.eps,
             weight_decay=config.weight_decay, mask=decays(axes, config),

@@ -34,6 +34,8 @@ class SpeechData:
       codes: codes store of the recordings (decoder).
       skip_rows: recordings to leave out, by the names that messages give them; what else a batch
         holds stays.
+      prompts: share of rows that begin with another recording of their speaker, as a voice's
+        prompt; prompt_codes: the most codes of it (decoder).
       undisturbed: share of recordings that are spoken from their undisturbed codes whatever else
         the store has (decoder).
     """
@@ -49,19 +51,13 @@ class SpeechData:
     inventory: str = path(default='')
     tokenizer: str = path(default='')
     codes: str = path(default='')
+    prompts: float = ranged(SHARE, 0.0)
+    prompt_codes: int = ranged(Range(1, 375, whole=True), 25)
     undisturbed: float = ranged(SHARE, 0.0)
     skip_rows: tuple[str, ...] = ()
 
     def recordings(self) -> list[Recording]:
-        found = [
-            r for r in read_recordings(self.manifest)
-            if all(_value(r, key) in allowed for key, allowed in self.only.items())
-        ]
-        if not found:
-            raise InputError(
-                f'{self.manifest}: no recording passes config.data.only = {dict(self.only)}'
-            )
-        return found
+        return select(self.manifest, self.only)
 
     def clips(self, rate: int) -> Clips:
         return choose(CLIPS, self.keep, 'data.keep')(self.recordings(), rate)
@@ -73,6 +69,21 @@ class SpeechData:
             'weight': speech.by_key('kind', dict(self.weights)),
             'rows_multiple': self.rows_multiple, 'skip': tuple(self.skip_rows),
         }  # fmt: skip
+
+
+def select(manifest: str, only: Mapping[str, list]) -> list[Recording]:
+    """The recordings of a manifest that pass `only`, see `SpeechData`.
+
+    Raises:
+      InputError: none does, or see `read_recordings`.
+    """
+    found = [
+        r for r in read_recordings(manifest)
+        if all(_value(r, key) in allowed for key, allowed in only.items())
+    ]
+    if not found:
+        raise InputError(f'{manifest}: no recording passes config.data.only = {dict(only)}')
+    return found
 
 
 def _value(recording: Recording, key: str):

@@ -1,6 +1,6 @@
 """Where a run's first parameters come from: `init_from` of its config."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 import functools
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 from mossjax import buckets, checkpoint
 from mossjax.convert import codec_tokenizer, kinds
 from mossjax.convert.codec_flow import open_flow
+from mossjax.convert.codec_vocoder import open_hift
 from mossjax.convert.lm_rules import LM_RULES
 from mossjax.convert.placement import on_devices, place
 from mossjax.convert.qwen3 import open_start
@@ -116,6 +117,38 @@ def decoder(directory: str) -> Start | None:
         return from_workdir(directory)
     _, params = open_flow(str(_here(directory)))
     return lambda _: params
+
+
+def vocoder(directory: str, network) -> Start | None:
+    """From the workdir of another run, or from a codec directory with a vocoder.
+
+    Neither a codec nor a run without discriminators has any: these are fresh.
+
+    Args:
+      network: of the run, `train.vocoder.Players`.
+
+    Raises:
+      InputError: the directory is neither.
+    """
+    if not directory:
+        return None
+    saved = as_path(directory) / CHECKPOINTS
+    if saved.is_dir():
+        step = checkpoint.find_step(saved)
+        has = checkpoint.read_shapes(saved, step)
+        return lambda abstract: _fresh(network, abstract, has) | _parameters(saved, step)(
+            {name: tree for name, tree in abstract.items() if name in has}
+        )
+    _, params = open_hift(directory)
+    generator = network.networks['generator'].split(params)
+    return lambda abstract: _fresh(network, abstract, {'generator'}) | {'generator': generator}
+
+
+def _fresh(network, abstract: dict, having: Container) -> dict:
+    """Initial parameters of the branches that `having` lacks."""
+    missing = [name for name in abstract if name not in having]
+    fresh = network.init(jax.random.key(0)) if missing else {}
+    return {name: fresh[name] for name in missing}
 
 
 def language_model(directory: str, config: LMConfig, network: Network, seed: int) -> Start | None:

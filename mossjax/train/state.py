@@ -78,7 +78,8 @@ def layout(task, config: optim.OptimConfig, total_steps: int, mesh, rules) -> La
     placed = sharding.shard(network.shapes, network.axes, mesh, rules)
     trainable, _ = optim.split(placed, frozen)
     axes, _ = optim.split(network.axes, frozen)
-    tx = optim.optimizer(config, axes, total_steps)
+    clip = optim.clip_apart if getattr(task, 'apart', False) else optax.clip_by_global_norm
+    tx = optim.optimizer(config, axes, total_steps, clip)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def put(x, where=everywhere):

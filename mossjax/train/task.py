@@ -18,6 +18,8 @@ class Task(Protocol):
     A task may also have
       frozen: path patterns (see `train.optim`) of parameters that are never trained, whatever the
         config says: constants stored among the weights.
+      apart: True where the branches at the top of its parameters are networks beside each other,
+        each with gradients that are clipped by their own norm.
       model: what a checkpoint says of its parameters, see `convert.kinds`.
       names(step): what to call the rows of a batch, for messages.
       counts(batch), part(params, extra, batch, key, counts): where a batch may be taken in parts.

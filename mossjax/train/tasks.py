@@ -1,7 +1,8 @@
 """From the config of a run to its task and its starting point: the table of networks.
 
 `model`, `data` and `loss` of a config (`train.config`) are read by the dataclasses of `train.lm`,
-`train.tokenizer` and `train.flow`: what is documented there is what may be set.
+`train.tokenizer`, `train.flow`, `train.vocoder` and `train.speaker`: what is documented there is
+what may be set.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from ml_collections import ConfigDict
 
 from mossjax.errors import InputError
-from mossjax.train import flow, lm, tokenizer
+from mossjax.train import flow, lm, speaker, tokenizer, vocoder
 from mossjax.train.config import complete, expand
 from mossjax.train.starts import Run
 
@@ -17,12 +18,16 @@ FACTORIES: dict[str, Callable[..., Run]] = {
     'lm': lm.run,
     'tokenizer': tokenizer.run,
     'flow': flow.run,
+    'vocoder': vocoder.run,
+    'speaker': speaker.run,
 }
 # What may be set in the open sections of each task's config.
 SECTIONS: dict[str, Mapping[str, type]] = {
     'lm': lm.SECTIONS,
     'tokenizer': tokenizer.SECTIONS,
     'flow': flow.SECTIONS,
+    'vocoder': vocoder.SECTIONS,
+    'speaker': speaker.SECTIONS,
 }
 
 

@@ -4,6 +4,7 @@ import jax
 import librosa
 import numpy as np
 import pytest
+from transformers.audio_utils import mel_filter_bank
 
 from mossjax.ops import spectral
 
@@ -11,18 +12,13 @@ from mossjax.ops import spectral
 @pytest.mark.parametrize(
     ('rate', 'n_fft', 'n_mels', 'f_max'), [(16000, 400, 128, 8000), (24000, 1920, 80, 8000)]
 )
-def test_mel_filters_match_librosa(rate, n_fft, n_mels, f_max):
-    theirs = librosa.filters.mel(
-        sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=0, fmax=f_max, dtype=np.float64
+def test_mel_filters_are_those_of_transformers(rate, n_fft, n_mels, f_max):
+    theirs = mel_filter_bank(
+        n_fft // 2 + 1, n_mels, 0.0, f_max, rate, norm='slaney', mel_scale='slaney'
     )
     np.testing.assert_allclose(
-        spectral.mel_filters(rate, n_fft, n_mels, 0.0, f_max), theirs.T, rtol=1e-10, atol=1e-14
+        spectral.mel_filters(rate, n_fft, n_mels, 0.0, f_max), theirs, rtol=1e-10, atol=1e-14
     )
-
-
-def test_mel_scale_inverts():
-    hz = np.array([0.0, 100.0, 999.9, 1000.0, 1000.1, 7999.0])
-    np.testing.assert_allclose(spectral.mel_to_hz(spectral.hz_to_mel(hz)), hz, rtol=1e-12)
 
 
 @pytest.mark.parametrize(('length', 'size', 'hop'), [(1680, 400, 160), (401, 400, 160), (50, 7, 9)])

@@ -10,6 +10,7 @@ from flax import traverse_util
 import ml_collections
 import pytest
 
+import experiments.codec_24k
 import experiments.moss_9b
 from experiments.moss_9b import common, lora, sft, stage1, stage2
 import experiments.nano.configs
@@ -31,7 +32,7 @@ STAGES = (stage1, stage2, sft, lora)
 
 SHIPPED = sorted(
     f'{package.__name__}.{module.name}'
-    for package in (experiments.moss_9b, experiments.nano.configs)
+    for package in (experiments.codec_24k, experiments.moss_9b, experiments.nano.configs)
     for module in pkgutil.iter_modules(package.__path__) if module.name != 'common'
 )
 
@@ -41,8 +42,7 @@ def test_shipped_configs(name):
     config = importlib.import_module(name).get_config()
     check(config)
     assert config.task in tasks.FACTORIES
-    kinds = {'lm': (lm.LMModel, lm.LMData, lm.LMLoss)}.get(config.task, ())
-    for section, kind in zip(('model', 'data', 'loss'), kinds, strict=False):
+    for section, kind in tasks.SECTIONS[config.task].items():
         options(config[section], kind, section)
 
 

@@ -82,7 +82,9 @@ def flow_loss(
     """Upstream's loss, and optionally mu's distance from the mel.
 
     Args:
-      batch: codes (b, n) int32, code_lengths (b,), mel (b, ratio * n, m), xvector (b, x).
+      batch: codes (b, n) int32, code_lengths (b,), mel (b, ratio * n, m), xvector (b, x),
+        optionally prompt_lengths (b,) int32: how many of a row's codes are a voice's prompt, whose
+        frames are then the known ones. Rows with none draw theirs.
       context: the masks to train under; `held` must be 0.
       mu_weight: 0 upstream. A small network learns much faster when mu itself is pulled to the mel.
 
@@ -96,9 +98,13 @@ def flow_loss(
     valid = model.valid(batch['codes'], batch['code_lengths'], context)
     # Padding may hold anything; a mask times infinity would not be zero.
     mel = jnp.where(valid[..., None], batch['mel'], 0)
+    draws = draw(draw_key, mel, frames, config)
+    if 'prompt_lengths' in batch:
+        prompt = config.ratio * batch['prompt_lengths']
+        draws = dataclasses.replace(draws, known=jnp.where(prompt > 0, prompt, draws.known))
     matching = matching_loss(
-        model.velocity(context), mel, valid, mu, model.speaker(batch['xvector']),
-        draw(draw_key, mel, frames, config), sigma_min=config.sigma_min,
+        model.velocity(context), mel, valid, mu, model.speaker(batch['xvector']), draws,
+        sigma_min=config.sigma_min,
     )  # fmt: skip
     return matching + mu_weight * l1, {'flow_loss': matching, 'mu_l1': l1}
 

@@ -32,16 +32,26 @@ def all_frames(count: jax.Array) -> jax.Array:
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation with the statistics of training, over the last axis."""
+    """Batch normalisation over the last axis, with the statistics of training.
+
+    In training (`Module.train()`) with those of the batch, which has no padding then; they are left
+    as `nnx.Intermediate`s under the names of the parameters that follow them.
+    """
 
     def __init__(self, c: int, *, affine: bool = True, rngs: nnx.Rngs):
         self.mean = param(rngs, (c,), ('norm',), zeros)
         self.var = param(rngs, (c,), ('norm',), ones)
         self.scale = param(rngs, (c,), ('norm',), ones) if affine else None
         self.bias = param(rngs, (c,), ('norm',), zeros) if affine else None
+        self.use_running_average = True
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = (x - self.mean[...]) * jax.lax.rsqrt(self.var[...] + 1e-5)
+        mean, var = self.mean[...], self.var[...]
+        if not self.use_running_average:
+            axes = tuple(range(x.ndim - 1))
+            mean, var = jnp.mean(x, axis=axes), jnp.var(x, axis=axes)
+            self.batch = nnx.Intermediate({'mean': mean, 'var': var})
+        y = (x - mean) * jax.lax.rsqrt(var + 1e-5)
         return y if self.scale is None else y * self.scale[...] + self.bias[...]
 
 

@@ -1,0 +1,20 @@
+"""The speaker encoder: which of the nano voices speaks."""
+
+from mossjax.train.config import defaults
+
+
+def get_config():
+    config = defaults()
+    config.task = 'speaker'
+    config.steps = 400
+    config.log_every = 20
+    config.save_every = 100
+    config.keep = 1
+    config.model.update(head=8, width=32, growth=8, bottleneck=32, layers=(4, 6, 4))
+    config.data.manifest = 'recordings/train/manifest.jsonl'
+    config.data.seconds = 1.0
+    config.data.rows = 32
+    config.optim.peak_lr = 2e-3
+    config.optim.final_lr = 1e-4
+    config.optim.weight_decay = 0.01
+    return config

@@ -1,0 +1,16 @@
+"""The vocoder, second half: against discriminators."""
+
+from experiments.nano.configs import vocoder_mel
+
+
+def get_config():
+    config = vocoder_mel.get_config()
+    config.steps = 4000
+    config.init_from = 'vocoder_mel'
+    config.loss.update(adversarial=1.0, feature=2.0)
+    config.loss.discriminators = {
+        'period_channels': (8, 32, 64, 64), 'resolution_channels': 8
+    }  # fmt: skip
+    config.optim.peak_lr = 5e-4
+    config.optim.final_lr = 1e-4
+    return config

@@ -1,0 +1,27 @@
+"""The vocoder, first half: mels and pitch alone, without discriminators."""
+
+from mossjax.train.config import defaults
+
+# Distances of log-mels at three resolutions: with one alone, the fine structure is learnt late.
+SCALES = ((1920, 480, 80), (512, 128, 40), (128, 32, 12))
+
+
+def get_config():
+    config = defaults()
+    config.task = 'vocoder'
+    config.steps = 1500
+    config.log_every = 50
+    config.save_every = 500
+    config.keep = 1
+    config.model.update(channels=128, f0_width=128)
+    config.data.manifest = 'recordings/train/manifest.jsonl'
+    config.data.f0 = 'f0.jsonl'
+    config.data.frames = 32
+    config.data.rows = 16
+    config.loss.update(adversarial=0.0, feature=0.0, scales=SCALES)
+    config.optim.peak_lr = 1e-3
+    config.optim.final_lr = 5e-4
+    config.optim.b1, config.optim.b2 = 0.8, 0.99
+    config.optim.weight_decay = 0.0
+    config.optim.clip_norm = 100.0
+    return config

@@ -1,0 +1,98 @@
+"""Cuts of recordings: what is in them is known by the numbers they are made of."""
+
+import numpy as np
+import pytest
+
+from mossjax.data.clips import Clips
+from mossjax.data.codes import CodesStore, Version
+from mossjax.data.manifest import Recording
+from mossjax.data.prompts import PromptedBatches
+from mossjax.data.segments import HOP, MARGIN, UNKNOWN, SegmentBatches, SpeakerBatches
+from mossjax.errors import InputError
+
+FRAMES, ROWS = 6, 4
+
+
+def clips(rate: int, lengths, speakers='aabb') -> Clips:
+    """Recording i counts upwards from 1000 i + 1: a sample says where it comes from."""
+    waves = [1000.0 * i + 1 + np.arange(n, dtype=np.float32) for i, n in enumerate(lengths)]
+    recordings = [Recording(f'/{i}.wav', speaker=s) for i, s in enumerate(speakers)]
+    return Clips(recordings, rate, np.array(lengths), waves.__getitem__)
+
+
+def test_cuts_of_sound_and_pitch_lie_on_each_other():
+    """A recording whose sample k of frame f is f (scaled), and whose pitch is f too."""
+    counts = (40, 9, 3, 20)
+    waves = [np.repeat(np.arange(n, dtype=np.float32), HOP) + 1 for n in counts]
+    recordings = [Recording(f'/{i}.wav') for i in range(4)]
+    source = Clips(recordings, 24_000, np.array([len(w) for w in waves]), waves.__getitem__)
+    pitches = {f'/{i}.wav': np.arange(n, dtype=np.float32) + 1 for i, n in enumerate(counts) if i}
+    batches = SegmentBatches(source, pitches, frames=FRAMES, rows=ROWS, seed=3)
+    seen = set()
+    for step in range(6):
+        batch, names = batches.batch(step), batches.names(step)
+        assert sorted(names) == [r.audio for r in recordings]  # four rows are an epoch here
+        assert batch['audio'].shape == (ROWS, (FRAMES + 2 * MARGIN) * HOP)
+        whole = batch['audio'].reshape(ROWS, -1, HOP)
+        assert (whole == whole[..., :1]).all()  # whole frames
+        inside = whole[:, MARGIN:-MARGIN, 0]
+        for row, name in enumerate(names):
+            if name == '/0.wav':
+                assert (batch['f0'][row] == UNKNOWN).all()
+            else:
+                np.testing.assert_array_equal(batch['f0'][row], inside[row])
+            if name == '/2.wav':  # shorter than a cut: all of it, in silence
+                assert sorted(inside[row])[-3:] == [1, 2, 3] and (inside[row] == 0).sum() == 3
+            seen.add((name, float(inside[row, 0])))
+        some = batches.batch(step, [2, 0])  # by place, whoever asks
+        for key, x in some.items():
+            np.testing.assert_array_equal(x, batch[key][[2, 0]])
+    assert len(seen) > 12  # the beginnings are drawn
+
+
+def test_who_speaks_and_short_recordings_said_again():
+    batches = SpeakerBatches(clips(16_000, (50, 7, 30, 30)), samples=20, rows=4, seed=0)
+    assert batches.speakers == ('a', 'b')
+    batch = batches.batch(0)
+    first = batch['audio'][:, 0] // 1000
+    np.testing.assert_array_equal(batch['speakers'], first >= 2)
+    (row,) = batch['audio'][first == 1]
+    np.testing.assert_array_equal(row, 1001 + np.arange(20) % 7)
+
+
+@pytest.mark.parametrize(
+    ('speakers', 'message'),
+    [('aab', 'one recording alone: b'), (('a', 'a', ''), 'have no "speaker", first: /2.wav')],
+)
+def test_speakers_nothing_is_learnt_from(speakers, message):
+    with pytest.raises(InputError, match=message):
+        SpeakerBatches(clips(16_000, (9, 9, 9), speakers), samples=4, rows=2, seed=0)
+
+
+def test_a_prompt_is_of_the_same_speaker_and_of_another_recording():
+    """Codes of recording i are 100 i + 1 ...; a code's 1920 samples count with it."""
+    lengths = (9, 12, 8, 30)
+    codes = [100 * i + 1 + np.arange(n, dtype=np.int32) for i, n in enumerate(lengths)]
+    waves = [np.repeat(c, 1920).astype(np.float32) for c in codes]
+    recordings = [Recording(f'/{i}.wav', speaker='aabb'[i]) for i in range(4)]
+    source = Clips(recordings, 24_000, np.array([len(w) for w in waves]), waves.__getitem__)
+    store = CodesStore({r.audio: [Version(c)] for r, c in zip(recordings, codes, strict=True)})
+    batches = PromptedBatches(
+        source, store, seconds=10.0, seed=1, prompts=0.7, longest=7, buckets=1
+    )
+    counts = set()
+    for step in range(30):
+        batch = batches.batch(step)
+        for row, n in enumerate(batch['prompt_lengths']):
+            found = batch['codes'][row, : batch['code_lengths'][row]]
+            prompt, spoken = found[:n] // 100, found[n:] // 100
+            assert len(set(spoken)) == 1 and n <= 7
+            assert found[n] % 100 == 1 and (n == 0 or found[0] % 100 == 1)  # both from the start
+            if n:
+                assert len(set(prompt)) == 1 and prompt[0] == spoken[0] ^ 1  # the other one of two
+            np.testing.assert_array_equal(
+                batch['audio'][row, : 1920 * len(found)], np.repeat(found, 1920)
+            )
+            assert not batch['audio'][row, 1920 * len(found) :].any()
+            counts.add(int(n))
+    assert counts == {0, 5, 6, 7}

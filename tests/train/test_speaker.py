@@ -1,0 +1,83 @@
+"""The speaker encoder's run: its loss against torch, its norms, and what is exported."""
+
+import jax
+import numpy as np
+import torch
+
+from mossjax.convert import kinds, transfer
+from mossjax.convert.codec_speaker import open_campp
+from mossjax.data.pipeline import Whole
+from mossjax.models.speaker.blocks import BatchNorm
+from mossjax.models.speaker.config import CamppConfig
+from mossjax.models.speaker.loss import margin_loss
+from mossjax.nn.param import describe
+from mossjax.train import loop
+from mossjax.train.config import defaults
+from mossjax.train.speaker import SpeakerLoss, SpeakerTask
+
+CONFIG = CamppConfig(head=2, width=4, growth=2, bottleneck=4, layers=(1, 1, 1), embedding=8)
+
+
+def test_margin_loss_and_its_gradient(rng):
+    cosines = rng.uniform(-1, 1, (5, 3)).astype(np.float32)
+    speakers = np.array([0, 2, 1, 1, 0])
+    theirs = torch.tensor(cosines, requires_grad=True)
+    lowered = theirs - 0.2 * torch.nn.functional.one_hot(torch.tensor(speakers), 3)
+    loss = torch.nn.functional.cross_entropy(30 * lowered, torch.tensor(speakers))
+    loss.backward()
+    found, slope = jax.value_and_grad(margin_loss)(cosines, speakers, 0.2)
+    np.testing.assert_allclose(found, loss.item(), rtol=1e-5)
+    np.testing.assert_allclose(slope, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_in_training_is_torchs(rng):
+    x = rng.normal(2, 3, (4, 5, 3)).astype(np.float32)
+    net = describe(lambda rngs: BatchNorm(3, rngs=rngs))
+    params = net.init(jax.random.key(0)) | {
+        'scale': rng.normal(size=3).astype('f'), 'bias': rng.normal(size=3).astype('f')
+    }  # fmt: skip
+    model = net.bind(params)
+    model.train()
+    theirs = torch.nn.functional.batch_norm(
+        torch.tensor(x).movedim(-1, 1), None, None, torch.tensor(params['scale']),
+        torch.tensor(params['bias']), training=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(model(x), theirs.movedim(1, -1), rtol=0, atol=1e-5)
+    seen = model.batch.get_value()
+    np.testing.assert_allclose(seen['mean'], x.mean(axis=(0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(seen['var'], x.var(axis=(0, 1)), rtol=1e-5)
+
+
+def make_batch(step):
+    """Two speakers, low and high."""
+    rng = np.random.default_rng(step)
+    speakers = np.array([0, 1, 0, 1])
+    t = np.arange(4000) / 16000
+    tones = np.sin(2 * np.pi * (300 + 900 * speakers[:, None]) * t + rng.uniform(0, 6, (4, 1)))
+    audio = 0.3 * tones + 0.01 * rng.normal(size=tones.shape)
+    return {'audio': audio.astype(np.float32), 'speakers': speakers.astype(np.int32)}
+
+
+def test_what_is_exported_tells_the_speakers_apart(tmp_path):
+    """With the averages that the run kept beside its parameters, not with those it began with."""
+    config = defaults()
+    config.steps = config.save_every = 30
+    config.optim.peak_lr, config.optim.warmup_steps = 1e-2, 1
+    task = SpeakerTask(CONFIG, Whole(make_batch), 2, SpeakerLoss(decay=0.7))
+    state = loop.fit(task, config, tmp_path / 'run', devices=jax.devices()[:1])
+    transfer.convert(kinds.open_source(tmp_path / 'run'), tmp_path / 'out')
+    found, params = open_campp(tmp_path / 'out')
+    assert found == CONFIG
+    jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(
+        np.asarray, task.encoder(state.params, state.extra)
+    ))  # fmt: skip
+    assert float(abs(params['tdnn_norm']['mean']).max()) > 0.01
+
+    from mossjax.infer.voice_maker import SpeakerEncoder
+
+    encoder = SpeakerEncoder(found, params)
+    vectors = np.stack([encoder(wave) for wave in make_batch(99)['audio']])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = vectors @ vectors.T
+    same = np.array([cosines[0, 2], cosines[1, 3]])
+    assert same.min() > cosines[0, 1] + 0.2 and same.min() > cosines[2, 3] + 0.2
