@@ -10,7 +10,7 @@ its codes are those of the recorded answer, or its words are right.
 
 Intervals are Wilson's over all questions of all seeds. Questions about one fact (four voices, two
 rates) and seeds on one set of facts are not independent, so they are too narrow: read them beside
-the seeds.
+the seeds. What the record calls not finished was stopped in its last stage and says nothing.
 """
 
 from collections.abc import Sequence
