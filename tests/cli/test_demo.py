@@ -57,7 +57,7 @@ def finished(assets, tmp_path_factory):
     kept, original = [], demo.tour
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as shown:
         patch.setattr(demo, 'tour', lambda *args: kept.append(original(*args)) or kept[0])
-        code = run('--assets', assets, '--out', out, '--questions', 2, '--check')
+        code = run('--assets', assets, '--out', out, '--questions', 2, '--check', '--nosound')
     return Finished(code, out, shown.getvalue(), kept[0])
 
 
@@ -136,12 +136,12 @@ def test_the_table_is_printed_and_low_scores_alone_are_no_error(
                   'Not all gates are met'):  # fmt: skip
         assert words in finished.shown
     monkeypatch.setattr(demo, 'tour', lambda *args: finished.tour)
-    assert run('--assets', assets, '--out', tmp_path, '--questions', 2) == 0
+    assert run('--assets', assets, '--out', tmp_path, '--questions', 2, '--nosound') == 0
 
 
 def test_int8_says_how_far_it_moves(finished, assets, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, 'tour', lambda *args: finished.tour)
-    assert run('--assets', assets, '--out', tmp_path, '--questions', 2, '--int8') == 0
+    assert run('--assets', assets, '--out', tmp_path, '--questions', 2, '--int8', '--nosound') == 0
     content = json.loads((tmp_path / 'demo.json').read_text())
     found = {head['head']: head for head in content['int8']}
     assert found.keys() == {'text', 'audio'}
