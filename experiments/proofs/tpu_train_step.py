@@ -11,7 +11,6 @@ are right. With --dump the compiler's files stay, from which step times are esti
 """
 
 import dataclasses
-import functools
 import importlib
 import importlib.metadata
 import math
@@ -20,15 +19,13 @@ from typing import NamedTuple
 
 from absl import app, flags, logging
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from experiments.proofs import record
-from mossjax.parallel import chips, options, rules
+from mossjax.parallel import chips, options
 from mossjax.parallel.mesh import AXES, MeshConfig, make_mesh
 from mossjax.plan import compile as plan
-from mossjax.train import lm, state, step
-from mossjax.train.optim import OptimConfig
+from mossjax.plan import programs
 
 
 class Case(NamedTuple):
@@ -63,19 +60,7 @@ def lowered(case: Case, mesh):
     """The lowered step of a case on a mesh of devices or an abstract one."""
     config = importlib.import_module(f'experiments.moss_9b.{case.stage}').get_config()
     config.model.remat, config.loss.chunk = case.remat, case.chunk
-    task = lm.make_task(config, batches=None)
-    made = state.layout(
-        task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
-    )
-    make = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    grid = (case.rows * mesh.size, case.context)
-    batch = {
-        'tokens': make((*grid, 2)), 'labels': make((*grid, 2)),
-        'segments': make(grid), 'positions': make(grid),
-    }  # fmt: skip
-    return step.lower(
-        task, made, jnp.dtype(config.compute_dtype), batch, config.accumulate
-    )  # fmt: skip
+    return programs.training(config, mesh, case.rows, case.context, config.accumulate).lowered
 
 
 def abstract_mesh(generation: str, chips_in_all: int) -> AbstractMesh:
