@@ -138,7 +138,8 @@ def _in_bucket(path: str, name: str) -> str:
 
 def _default_name(config: str, where: Slice, slices: int) -> str:
     file, _, argument = config.partition(':')
-    words = [pathlib.Path(file).stem, argument, f'{slices}x' * (slices > 1) + where.name]
+    place = f'{slices}x' * (slices > 1) + where.name
+    words = [pathlib.Path(file).stem, argument * (argument != place), place]
     return re.sub(r'[^a-z0-9]+', '-', '-'.join(filter(None, words)).lower()).strip('-')
 
 

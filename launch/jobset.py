@@ -13,7 +13,7 @@ A host that ends with 75 (saved), by a signal, or with its machine restarts the 
 
 Examples:
   python -m launch.jobset --slice v5p-128 --image $IMAGE \\
-      --config experiments/moss_9b/stage1.py --workdir gs://$BUCKET/stage1 \\
+      --config experiments/moss_9b/stage1.py:v5p-128 --workdir gs://$BUCKET/stage1 \\
       --init_from gs://$BUCKET/Qwen3-8B \\
       --config.data.rows.interleaved=gs://$BUCKET/rows/interleaved | kubectl apply -f -
   python -m launch.jobset --slice v6e-256 --slices 2 --config.mesh.data=2 --config.mesh.slices=2 ...

@@ -16,7 +16,7 @@ Exit codes: 0 done, 2 bad input, 3 the run went wrong, 75 stopped and saved, 1 a
 
 Example:
   python -m launch.queued --project $PROJECT --zone us-east5-a --slice v5p-128 --image $IMAGE \\
-      --config experiments/moss_9b/stage1.py --workdir gs://$BUCKET/stage1 \\
+      --config experiments/moss_9b/stage1.py:v5p-128 --workdir gs://$BUCKET/stage1 \\
       --init_from gs://$BUCKET/Qwen3-8B \\
       --service_account mossjax@$PROJECT.iam.gserviceaccount.com \\
       --config.data.rows.interleaved=gs://$BUCKET/rows/interleaved

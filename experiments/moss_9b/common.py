@@ -1,25 +1,91 @@
-"""What the stages of the 9.1 B model share.
+"""What the stages of the 9.1 B model share: the slices they are laid out for, and the settings.
 
 The paper gives learning rates, tokens of a batch, context and weight decay. Warm-up, betas and
 clipping are not in it: what stands here is ours and usual.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from mossjax.errors import InputError
 from mossjax.train.config import defaults
 
 
-def moss_9b(rows: dict[str, str], batch_size: int):
-    """A run of the released model on packed rows (name -> directory, `data.builder`)."""
+class Layout(NamedTuple):
+    """How a run lies on a slice.
+
+    Attributes:
+      chips: of all slices together. slices: how many are joined, along `data`.
+      tensor: chips that share a row.
+      remat: what layers keep for the backward pass (`nn.remat`) of one row a part of the mesh at a
+        time. chunk: positions whose logits exist at a time.
+    """
+
+    chips: int
+    remat: str
+    tensor: int = 1
+    slices: int = 1
+    chunk: int = 2048
+
+    @property
+    def rows_at_once(self) -> int:
+        """One for each group of chips that share a row."""
+        return self.chips // self.tensor
+
+
+# By the names of `launch/slices.py`; NxNAME for several joined.
+SLICES = {
+    'v5p-16': Layout(8, 'projections'),
+    'v5p-128': Layout(64, 'projections'),
+    # A row of 14,336 positions is too long for one chip of 16 GB.
+    'v5e-16': Layout(16, 'full', tensor=2, chunk=1024),
+    'v5e-256': Layout(256, 'attention', tensor=2, chunk=1024),
+    'v6e-8': Layout(8, 'full', chunk=1024),
+    'v6e-256': Layout(256, 'heads', chunk=1024),
+    '2xv6e-256': Layout(512, 'heads', tensor=4, slices=2, chunk=1024),
+}
+
+
+def moss_9b(rows: Mapping[str, str], context: int, batches: Mapping[str, int], name: str):
+    """A run of the released model on packed rows.
+
+    Args:
+      rows: name -> directory (`data.builder`). context: positions of each.
+      batches: slice -> rows of a batch; taken in as many parts as keep one row at a time.
+      name: of the slice.
+
+    Raises:
+      InputError: the run is not laid out for this slice.
+    """
+    if name not in batches:
+        raise InputError(
+            f'{name!r} is no slice this run is laid out for; name one of {", ".join(batches)} '
+            'behind the colon of --config FILE.py:SLICE'
+        )
+    layout, batch_size = SLICES[name], batches[name]
     config = defaults()
     config.task = 'lm'
     config.log_every = 10
     config.save_every = 500
     config.keep = 3
     config.compute_dtype = 'bfloat16'
+    config.mesh.data = config.mesh.slices = layout.slices
+    config.mesh.fsdp = layout.rows_at_once // layout.slices
+    config.mesh.tensor = layout.tensor
+    config.rules = 'fsdp_tensor' if layout.tensor > 1 else 'fsdp'
     config.model.config = 'released'
     config.model.attention = 'flash'
-    config.model.remat = 'attention'
-    config.data.rows = rows
+    config.model.remat = layout.remat
+    config.loss.chunk = layout.chunk
+    config.data.rows = dict(rows)
     config.data.weights = {name: 1.0 for name in rows}
+    config.data.context = context
     config.data.batch_size = batch_size
+    config.accumulate = max(1, batch_size // layout.rows_at_once)
     config.optim.weight_decay = 0.1
     return config
+
+
+def steps(tokens: float, config) -> int:
+    """Steps in which a run sees so many tokens, in hundreds."""
+    return round(tokens / config.data.batch_size / config.data.context / 100) * 100

@@ -1,10 +1,14 @@
-"""The flag --config FILE.py and its overrides --config.KEY=VALUE.
+"""The flag --config FILE.py[:ARGUMENT] and its overrides --config.KEY=VALUE.
+
+What stands behind a colon is given to `get_config`, as in `experiments/moss_9b`.
 
 The library reads the type of a value off the config, so every documented key is put into the config
 before the overrides are read: see `train.config.complete`.
 """
 
 from collections.abc import Mapping
+import inspect
+import os
 import re
 import sys
 import traceback
@@ -34,9 +38,11 @@ class _Parser(flags.ArgumentParser):
     """Path -> config. What it raises is an InputError, which absl wraps: see `cli.main`."""
 
     def parse(self, argument: str) -> ConfigDict:
-        path = paths.file_to_read(argument, f'--{NAME}')
+        file, colon, given = argument.rpartition('.py:')
+        name = f'{file}.py' if colon and not os.path.exists(argument) else argument
+        path = paths.file_to_read(name, f'--{NAME}')
         let_import_neighbours(path)
-        config = _load(path)
+        config = _load(path, () if name == argument else (given,))
         from mossjax.train import config as schema
         from mossjax.train import tasks
 
@@ -53,7 +59,7 @@ def overrides(args: list[str]) -> list[str]:
     return [found[1] for arg in args if (found := _OVERRIDE.fullmatch(arg))]
 
 
-def _load(path) -> ConfigDict:
+def _load(path, given: tuple[str, ...]) -> ConfigDict:
     shown = f'--{NAME} {paths.printable(path)}'
     module = types.ModuleType(f'{NAME}_file')
     module.__file__ = str(path)
@@ -64,7 +70,9 @@ def _load(path) -> ConfigDict:
         make = getattr(module, 'get_config', None)
         if not callable(make):
             raise InputError(f'{shown} defines no function get_config(); {_HOW}')
-        config = make()
+        if given and not inspect.signature(make).parameters:
+            raise InputError(f'{shown}: its get_config() takes nothing; leave out :{given[0]}')
+        config = make(*given)
     except InputError:
         raise
     except Exception as error:  # it is Python: it can raise anything

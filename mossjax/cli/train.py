@@ -1,11 +1,12 @@
 """trains a network: the language model in any of its stages, the tokenizer, the decoder.
 
-  mossjax train --config FILE.py --workdir DIR [--config.KEY=VALUE ...]
+  mossjax train --config FILE.py[:ARGUMENT] --workdir DIR [--config.KEY=VALUE ...]
 
 The config file is Python with a function get_config(), and it is executed: run only files you
-trust. Every key can be changed on the command line, set in the file or not. Checkpoints,
-metrics.jsonl and TensorBoard events go to the workdir; the same command goes on where it was
-stopped, bit for bit. On a TPU pod run the same command on every host, with --pod.
+trust. It is given what stands behind a colon: the slice, in experiments/moss_9b. Every key can be
+changed on the command line, set in the file or not. Checkpoints, metrics.jsonl and TensorBoard
+events go to the workdir; the same command goes on where it was stopped, bit for bit. On a TPU pod
+run the same command on every host, with --pod.
 
 Exit codes: 0 all steps are done; 75 saved, run the same command again (SIGTERM, preemption, a step
 that stalled); 2 bad input or a full disk; 3 the run went wrong (config.max_skips).
@@ -16,7 +17,7 @@ the run has a checkpoint it is not opened again. A run does not go on with a con
 another run (data, seed, model, optimiser), unless each key that differs is named in --changed.
 
 Examples:
-  mossjax train --config experiments/moss_9b/stage1.py --workdir gs://bucket/stage1 --pod
+  mossjax train --config experiments/moss_9b/stage1.py:v5p-128 --workdir gs://bucket/stage1 --pod
   mossjax train --config my_sft.py --workdir runs/sft --config.optim.peak_lr=2e-5
   mossjax train --config my_sft.py --workdir runs/sft --config.model.remat=full \\
       --config.data.rows="{'mine': 'rows/mine'}" --config.data.weights.mine=1.0

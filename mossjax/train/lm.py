@@ -38,7 +38,7 @@ from mossjax.train import optim, starts
 from mossjax.train.config import choose, group, options, path
 from mossjax.train.starts import Run
 from mossjax.train.task import FromBatches
-from mossjax.values import NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
+from mossjax.values import COUNT, NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
 
 MEAN = {'joint': loss_lib.joint, 'channel': loss_lib.per_channel}
 CORRUPT = {'stop': False, 'skip': True}
@@ -83,6 +83,7 @@ class LMData:
       rows: name -> directory of packed rows (`data.builder`).
       weights: name -> share of the rows of a batch.
       batch_size: rows of a global batch.
+      context: positions of a row, for which the run is laid out: others are refused; 0 for any.
       held_out: name -> directory of rows to evaluate on (config.held_out_every), held_out_rows: how
         many of each, from its start.
       skip_rows: name -> numbers of rows that train nothing, e.g. {'dialogues': (12, 13)}: blank
@@ -94,6 +95,7 @@ class LMData:
     rows: Mapping[str, str] = path()
     weights: Mapping[str, float] = ranged(POSITIVE)
     batch_size: int = ranged(Range(1, 1_000_000, whole=True))
+    context: int = ranged(COUNT, 0)
     held_out: Mapping[str, str] = path(default_factory=dict)
     held_out_rows: int = ranged(SIZE, 64)
     skip_rows: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
@@ -320,6 +322,12 @@ def run(config: ConfigDict, fresh: bool) -> Run:
     tokenizer = model.open_tokenizer()
     for name, source in (*sources.items(), *held_out.items()):
         check_rows(source.metadata, name, task.config, tokenizer)
+        if data.context and source.metadata['length'] != data.context:
+            raise InputError(
+                f'rows {name} have {source.metadata["length"]} positions, config.data.context is '
+                f'{data.context}: pack them anew to that, or change it (and look whether a step '
+                'still fits the memory of a chip)'
+            )
     start = None
     if fresh:
         begin = starts.language_model if task.lora is None else starts.adapters

@@ -135,3 +135,20 @@ def test_keys_that_are_none(key, said, parse):
     with pytest.raises((InputError, flags.Error, ValueError)) as caught:
         parse("config.task = 'lm'; config.data.rows = {'a': 'rows/a'}", f'--config.{key}')
     assert said in str(caught.value)
+
+
+def test_what_stands_behind_a_colon_is_given_to_the_config(parse, tmp_path):
+    """For the file of `experiments/moss_9b`, and for one whose name has a colon itself."""
+    file = tmp_path / 'other.py'
+    file.write_text(
+        'from mossjax.train.config import defaults\n\n\ndef get_config(task="flow"):\n'
+        '    config = defaults()\n    config.task = task\n    return config\n'
+    )
+    odd = tmp_path / 'a.py:lm'
+    odd.write_text(file.read_text())
+    read = config_flag._Parser().parse
+    assert read(f'{file}:tokenizer').task == 'tokenizer'
+    assert read(str(file)).task == read(str(odd)).task == 'flow'
+    parse('pass')
+    with pytest.raises(InputError, match='takes nothing; leave out :lm'):
+        read(f'{tmp_path}/mine.py:lm')

@@ -16,24 +16,24 @@ ROWS = '--config.data.rows'
 # Name of the golden files -> flags of both launchers.
 SHIPPED = {
     'stage1_v5p-128': (
-        'stage1', f'--slice v5p-128 --init_from gs://b/Qwen3-8B {ROWS}.interleaved=gs://b/rows/int'
+        'stage1.py', f'--slice v5p-128 --init_from gs://b/Qwen3-8B {ROWS}.interleaved=gs://b/rows/int'
     ),
     'stage1_v5e-256': (
-        'stage1', '--slice v5litepod-256 --init_from gs://b/Qwen3-8B --config.data.batch_size=256'
+        'stage1.py:v5e-256', '--slice v5litepod-256 --init_from gs://b/Qwen3-8B'
     ),
     'stage1_2xv6e-256': (
-        'stage1', '--slice v6e-256 --slices 2 --init_from gs://b/Qwen3-8B --spot '
-        '--max_restarts 200 --config.mesh.data=2 --config.mesh.slices=2 '
-        '--config.data.batch_size=256',
+        'stage1.py:2xv6e-256', '--slice v6e-256 --slices 2 --init_from gs://b/Qwen3-8B --spot '
+        '--max_restarts 200',
     ),
-    'stage2_v5p-128': (
-        'stage2', f'--slice v5p-128 --init_from gs://b/stage1 {ROWS}.text=gs://b/rows/text'
+    'stage2_v6e-256': (
+        'stage2.py:v6e-256', '--slice v6e-256 --init_from gs://b/stage1 '
+        f'{ROWS}.text=gs://b/rows/text',
     ),
     'sft_v5p-16': (
-        'sft', '--slice v5p-16 --init_from gs://b/stage2 --name my-sft --grace 120 '
+        'sft.py:v5p-16', '--slice v5p-16 --init_from gs://b/stage2 --name my-sft --grace 120 '
         f"""'{ROWS}.dialogues=gs://b/rows/it'"'"'s $5, "so"'""",
     ),
-    'lora_v6e-8': ('lora', '--slice v6e-8 --init_from gs://b/MOSS-Speech'),
+    'lora_v6e-8': ('lora.py:v6e-8', '--slice v6e-8 --init_from gs://b/MOSS-Speech'),
 }  # fmt: skip
 PLACE = {
     'stage1_2xv6e-256': '--reserved --network tpus --subnetwork tpus-east --valid_until 12h',
@@ -45,8 +45,8 @@ def argv(name: str) -> list[str]:
     """The words after `python -m launch.jobset`."""
     config, flags = SHIPPED[name]
     return [
-        '--image', IMAGE, '--config', f'experiments/moss_9b/{config}.py',
-        '--workdir', f'gs://b/{config}', *shlex.split(flags),
+        '--image', IMAGE, '--config', f'experiments/moss_9b/{config}',
+        '--workdir', f'gs://b/{config.split(".")[0]}', *shlex.split(flags),
     ]  # fmt: skip
 
 

@@ -4,19 +4,30 @@ import dataclasses
 import importlib
 import pathlib
 import pkgutil
+import re
 
 from flax import traverse_util
 import ml_collections
 import pytest
 
 import experiments.moss_9b
+from experiments.moss_9b import common, lora, sft, stage1, stage2
 import experiments.nano.configs
+from launch.slices import SLICES
 from mossjax.cli import main as cli
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
+from mossjax.models.lm.flops import convention
+from mossjax.parallel import chips, rules
+from mossjax.parallel.mesh import MeshConfig, make_mesh
+from mossjax.parallel.rows import Rows
+from mossjax.plan import compile as plan
 from mossjax.train import lm, optim, tasks
 from mossjax.train.config import FREE, RunConfig, changes, check, defaults, is_free, options
 from mossjax.train.lm import LMData, LMLoss, LMModel
+from mossjax.train.step import check_parts
+
+STAGES = (stage1, stage2, sft, lora)
 
 SHIPPED = sorted(
     f'{package.__name__}.{module.name}'
@@ -50,6 +61,53 @@ def test_9b_configs_are_the_papers():
     assert found == {
         'stage1': (4e-4, 0.1, speech), 'stage2': (6e-5, 0.1, total), 'sft': (1e-5, 0.1, total)
     }
+
+
+@pytest.mark.parametrize('name', common.SLICES)
+def test_9b_configs_fit_their_slices(name):
+    """On devices as libtpu names them: rows of the paper's length, one at a time for each group of
+    chips that share it, every one of them read by the processes that hold it."""
+    slices, _, name_of_one = name.rpartition('x')
+    one, slices = SLICES[name_of_one], int(slices or 1)
+    generation = name_of_one.split('-')[0]
+    devices = plan.devices(f'{generation}:{one.topology}', slices)
+    processes = {device.process_index for device in devices}
+    stages = [stage for stage in STAGES if name in getattr(stage, 'ROWS', sft.ROWS)]
+    assert stages == ([stage1, stage2] if len(devices) > 16 else [sft, lora])
+    for stage in stages:
+        config = stage.get_config(name)
+        check(config)
+        mesh = make_mesh(MeshConfig(**config.mesh), devices)
+        held = [Rows.of(mesh, rules.preset(config.rules), p) for p in processes]
+        size, context = config.data.batch_size, config.data.context
+        check_parts(lm.make_task(config, None), size, held[0].parts, config.accumulate)
+        assert size == held[0].parts * config.accumulate
+        assert context == (14_336 if len(devices) > 16 else 10_240)
+        assert set().union(*(rows.held(size) for rows in held)) == set(range(size))
+        told = dict(re.findall(r'^ +(\S+) +(\d+) +\d\.\d\d M', stage.__doc__, re.MULTILINE))
+        assert int(told.get(name, 8)) == size
+
+
+@pytest.mark.parametrize(('stage', 'paper', 'seen'), [(stage1, 2.2e6, 1.8e11), (stage2, 2.8e6, 4e11)])
+def test_what_9b_configs_say_of_their_batches_and_steps_is_arithmetic(stage, paper, seen):
+    line = r'^ +(\S+) +(\d+) +(\S+) M +([+-]) (\d+) % +(\S+) +(\S+) +(\d+) %'
+    lines = re.findall(line, stage.__doc__, re.MULTILINE)
+    assert {name for name, *_ in lines} == stage.ROWS.keys()
+    for name, rows, millions, sign, off, steps, seconds, mfu in lines:
+        tokens = int(rows) * 14_336
+        assert float(millions) == round(tokens / 1e6, 2)
+        assert int(sign + off) == round(100 * (tokens / paper - 1))
+        assert int(steps.replace(',', '')) == stage.get_config(name).steps
+        assert abs(stage.get_config(name).steps * tokens / seen - 1) < 1e-3
+        chip = chips.CHIPS[name.rpartition('x')[2].split('-')[0]]
+        flops = common.SLICES[name].chips * chip.flops * int(mfu) / 100
+        step = tokens * convention(LMConfig.released(), 14_336) / flops
+        assert abs(float(seconds) - step) <= 0.06
+
+
+def test_a_9b_config_of_a_slice_it_is_not_for_is_refused():
+    with pytest.raises(InputError, match="'v5p-12' is no slice .* name one of v5p-128, v5e-256"):
+        stage1.get_config('v5p-12')
 
 
 @pytest.mark.parametrize(
