@@ -26,8 +26,8 @@ from jax.sharding import AbstractMesh
 from experiments.proofs import record
 from mossjax.parallel import chips, options
 from mossjax.parallel.mesh import AXES, MeshConfig, make_mesh
-from mossjax.plan import compile as plan
 from mossjax.plan import choices, programs
+from mossjax.plan import compile as plan
 
 
 class Case(NamedTuple):

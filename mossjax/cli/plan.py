@@ -1,6 +1,6 @@
 """says whether a training step fits a TPU slice, and how long it would take, without a TPU.
 
-  mossjax plan --config FILE.py --slices v5p-128,v6e-256 [--config.KEY=VALUE ...]
+  mossjax plan --config FILE.py[:ARGUMENT] --slices v5p-128,v6e-256 [--config.KEY=VALUE ...]
 
 The real step of the config is compiled by the TPU compiler for slices that are not there, wired as
 they are. Needs libtpu, which runs anywhere: pip install 'mossjax[tpu]'. A step of the 9.1 B model
@@ -17,7 +17,7 @@ Exit codes: 0 something fits; 1 nothing does, and the change of fewest chip-hour
 input.
 
 Examples:
-  mossjax plan --config experiments/moss_9b/stage2.py --slices v5p-128,v6e-256 --context 14336
+  mossjax plan --config experiments/moss_9b/stage2.py:v5p-128 --slices v5p-128
   mossjax plan --config my_sft.py --slices v6e-8 --remat all --rows 1,2 --explain
   mossjax plan --config my_sft.py --slices v5p-128 --json plan.json --picture plan.svg
 """
@@ -43,7 +43,7 @@ _SLICES = flags.DEFINE_list(
     flag_values=FLAGS,
 )
 _CONTEXT = number_flag(
-    'context', None, 'Positions of a row; by default those of the rows of the config.',
+    'context', None, 'Positions of a row; by default config.data.context, or those of its rows.',
     Range(1, 10**7, whole=True), FLAGS,
 )
 _ROWS = flags.DEFINE_list(
@@ -124,8 +124,8 @@ def _numbers(flag: flags.FlagHolder) -> list[int]:
 
 def _context(config) -> int:
     """Positions of the rows that the config trains on."""
-    if _CONTEXT.value:
-        return _CONTEXT.value
+    if context := _CONTEXT.value or config.data.context:
+        return context
     from mossjax.plan.programs import row_length
 
     try:

@@ -117,8 +117,10 @@ def choices(
     """Every combination; of what is not given, the config's own.
 
     Raises:
-      InputError: a slice, mesh or policy that does not exist or fit, rows that do not divide.
+      InputError: a slice, mesh or policy that does not exist or fit, rows that do not divide, or a
+        config of another network.
     """
+    programs.check_task(config)
     for policy in remat:
         if policy not in POLICIES:
             raise InputError(f'--remat {policy}: choose from {", ".join(POLICIES)}')

@@ -72,17 +72,25 @@ def training(config: ConfigDict, mesh, rows: int, context: int, parts: int = 1) 
     return Program(lowered, layout, task.config, rows, context, parts)
 
 
-def task_and_layout(config: ConfigDict, mesh) -> tuple[lm.LMTask, state.Layout]:
-    """What a language model config trains, and how that lies on a mesh.
-
+def check_task(config: ConfigDict) -> None:
+    """
     Raises:
-      InputError: the config is of another network, or cannot be used.
+      InputError: the config is not of a language model.
     """
     if config.task != 'lm':
         raise InputError(
             f'config.task is {config.task!r}: only steps of the language model are planned; '
             'the tokenizer and the decoder fit one chip'
         )
+
+
+def task_and_layout(config: ConfigDict, mesh) -> tuple[lm.LMTask, state.Layout]:
+    """What a language model config trains, and how that lies on a mesh.
+
+    Raises:
+      InputError: the config is of another network, or cannot be used.
+    """
+    check_task(config)
     task = lm.make_task(config, batches=None)
     layout = state.layout(
         task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
