@@ -88,7 +88,9 @@ def test_9b_configs_fit_their_slices(name):
         assert int(told.get(name, 8)) == size
 
 
-@pytest.mark.parametrize(('stage', 'paper', 'seen'), [(stage1, 2.2e6, 1.8e11), (stage2, 2.8e6, 4e11)])
+@pytest.mark.parametrize(
+    ('stage', 'paper', 'seen'), [(stage1, 2.2e6, 1.8e11), (stage2, 2.8e6, 4e11)]
+)
 def test_what_9b_configs_say_of_their_batches_and_steps_is_arithmetic(stage, paper, seen):
     line = r'^ +(\S+) +(\d+) +(\S+) M +([+-]) (\d+) % +(\S+) +(\S+) +(\d+) %'
     lines = re.findall(line, stage.__doc__, re.MULTILINE)
