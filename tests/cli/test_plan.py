@@ -32,6 +32,7 @@ def config(tmp_path_factory):
     return root / 'mine.py'
 
 
+@pytest.mark.tpu_compile
 def test_a_step_is_compiled_estimated_and_remembered(config, tmp_path, capsys):
     asked = ('plan', '--config', config, '--slices', 'v5e-4', '--context', 64,
              '--cache', tmp_path / 'cache', '--json', tmp_path / 'plan.json',
@@ -64,6 +65,7 @@ def test_a_step_is_compiled_estimated_and_remembered(config, tmp_path, capsys):
     assert again['seconds'] > 1000
 
 
+@pytest.mark.tpu_compile
 def test_where_nothing_fits_the_cheapest_change_is_named(config, tmp_path, capsys):
     """8,192 rows of 4,096 positions at once on four chips: by arithmetic far too many."""
     code = mossjax(
