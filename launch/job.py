@@ -68,6 +68,10 @@ def define(values: flags.FlagValues) -> None:
         'init_from', None, 'What the run starts from, gs://BUCKET/FOLDER: config.init_from.',
         flag_values=values,
     )
+    flags.DEFINE_list(
+        'changed', [], 'Keys of the config that were changed on purpose since the last checkpoint.',
+        flag_values=values,
+    )
     flags.DEFINE_string(
         'name', None, 'Name of the job; made of config and slice if not given.', flag_values=values
     )
@@ -105,6 +109,8 @@ def from_flags(values: flags.FlagValues, arguments: list[str], overrides: list[s
     train += ['--workdir', _in_bucket(values.workdir, '--workdir')]
     if values.init_from:
         train += [f'--config.init_from={_in_bucket(values.init_from, "--init_from")}']
+    if values.changed:
+        train += [f'--changed={",".join(values.changed)}']
     if re.search(r'\s', values.image) or not values.image:
         raise InputError(f'--image {values.image!r} is no image; write HOST/PROJECT/NAME:TAG')
     return Job(

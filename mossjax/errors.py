@@ -1,4 +1,4 @@
-"""The one exception that means "the input is at fault, not the program", of one input or many."""
+"""What is not the program's fault: the input's, of one or many, or the network's."""
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
@@ -13,6 +13,13 @@ class InputError(ValueError):
 
     The message names the thing at fault and what to do about it. The command line prints it
     without a traceback and exits with code 2.
+    """
+
+
+class OutOfReach(Exception):
+    """A place on the network that does not answer now, and may later.
+
+    The command line prints it and exits with code 75: whoever started the command starts it again.
     """
 
 

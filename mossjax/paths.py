@@ -9,7 +9,6 @@ flag's name, at the start of a command and not after an hour.
 
 import contextlib
 import errno
-import importlib.util
 import os
 from pathlib import Path
 import re
@@ -59,15 +58,15 @@ def in_bucket(path: str | os.PathLike) -> bool:
 
 
 def need_buckets(path: str | os.PathLike, name: str) -> None:
-    """
+    """Does nothing for a path on a disk.
+
     Raises:
-      InputError: a path in a bucket, and what reaches buckets is not installed.
+      InputError, OutOfReach: as `buckets.need`.
     """
-    if in_bucket(path) and importlib.util.find_spec('gcsfs') is None:
-        raise InputError(
-            f"{name} {path}: buckets need the extra [gcs]: pip install 'mossjax[gcs]'; or give a "
-            'local path'
-        )
+    if in_bucket(path):
+        from mossjax import buckets
+
+        buckets.need(os.fspath(path), name)
 
 
 def local(path: str | os.PathLike, name: str) -> Path:

@@ -31,6 +31,17 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope='module')
+def quick_compiles():
+    """The compiler takes half the time over a module's programs, which then run more slowly.
+
+    For tests of large programs on few numbers: pytestmark = pytest.mark.usefixtures(...).
+    """
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture(scope='session')
 def golden():
     """golden('tokenizer/resample.npz') -> contents: a dict of arrays, or parsed JSON.

@@ -16,6 +16,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A package may import itself and what stands on an earlier line; '' is mossjax/__init__.py.
 ORDER = [
     ['', 'errors', 'exits'],
+    ['buckets'],
+    ['bucket_lock'],
     ['values', 'paths'],
     ['files'],
     ['steps'],
@@ -41,7 +43,8 @@ LATE = {'av', 'gradio', 'grain', 'librosa', 'matplotlib', 'onnx', 'pocketsphinx'
         'sklearn', 'tensorboardX', 'tensorflow_datasets'}
 LINES = 400
 # Parts that are a file, not a folder.
-FILES = {'errors', 'exits', 'values', 'paths', 'files', 'checkpoint', '__main__'}
+FILES = {'bucket_lock', 'buckets', 'errors', 'exits', 'values', 'paths', 'files', 'checkpoint',
+         '__main__'}
 TEXT = {'', '.cfg', '.in', '.ipynb', '.json', '.jsonl', '.md', '.py', '.sh', '.toml', '.txt',
         '.yaml', '.yml'}
 FOLDERS = ['mossjax', 'experiments', 'launch', 'tests', '.ci']

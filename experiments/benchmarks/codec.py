@@ -10,8 +10,11 @@ rounds' ratios. Seconds are medians too. Float32 throughout.
 
   tokenizer   30 s of log-mel to codes / Whisper's encoder, 16 layers
   decode      50 codes behind a voice of 25 to a wave, offline / flow and HiFT
-  stream      chunks of 25 codes after 5 s and after 5 minutes, the very first chunk; no torch side
-  nano        the same with the shipped nano codec
+  stream      codes to sound in steps: the first sound, a chunk of 25 codes after 5 s and one after
+              5 minutes; no torch side
+  nano        the same with the shipped nano decoder and a vocoder of its size
+
+Fails where a part is slower than its gate, or a late chunk dearer than an early one.
 """
 
 import contextlib
@@ -30,6 +33,8 @@ ROOT = Path(__file__).parents[2]
 TORCH = ROOT / 'tests' / 'torch_codec.py'
 BOTH, ALONE = ('tokenizer', 'decode'), ('stream', 'nano')
 GATES = {'tokenizer': 0.8, 'decode': 0.7}  # of torch's time, at most
+CHUNK = 2.0  # seconds of sound
+CONSTANT, NANO = 1.15, 0.2  # late chunk to early one; real-time factor of the nano chain, at most
 
 
 class Side:
@@ -72,6 +77,11 @@ def measure(part: str, torch: str | None, rounds: int) -> dict:
             stack.callback(sides[-1].close)
         taken = [[side.run() for side in sides] for _ in range(rounds)]
     found = {'seconds': medians([sides[0] for sides in taken])}
+    if part in ALONE:
+        found['real_time_factor'] = round(found['seconds']['late chunk'] / CHUNK, 4)
+        found['late_to_early'] = round(
+            statistics.median(own['late chunk'] / own['early chunk'] for own, in taken), 4
+        )
     if len(commands) > 1:
         ratios = [{name: own / other[name] for name, own in ours.items()} for ours, other in taken]
         found |= {'torch': medians([sides[1] for sides in taken]), 'ratio': medians(ratios)}
@@ -100,6 +110,12 @@ def main(argv: list[str]) -> None:
         for part, gate in GATES.items()
         if found.get(part, {}).get('ratio', {}).get(part, 0) > gate
     ]
+    missed += [
+        f'{part}: a late chunk takes {found[part]["late_to_early"]} of an early one'
+        for part in ALONE if found.get(part, {}).get('late_to_early', 0) > CONSTANT
+    ]
+    if found.get('nano', {}).get('real_time_factor', 0) > NANO:
+        missed.append(f'nano: real-time factor {found["nano"]["real_time_factor"]}, at most {NANO}')
     for line in missed:
         logging.error('%s', line)
     sys.exit(1 if missed else 0)

@@ -18,18 +18,18 @@ from mossjax.convert.codec_flow import flow_network, open_flow
 from mossjax.convert.codec_tokenizer import tokenizer_network
 from mossjax.convert.codec_vocoder import hift_network
 from mossjax.infer.assets import shipped
-from mossjax.infer.flow_stream import FlowSteps
 from mossjax.infer.speech_decoder import SpeechDecoder
+from mossjax.infer.speech_stream import SpeechSteps
 from mossjax.infer.vocoder import HiftVocoder
 from mossjax.infer.voice import Voice
 from mossjax.models.flow.config import released
-from mossjax.models.stream import Piece
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.models.vocoder.hift.config import HiftConfig
 
 SPEECH = 30  # seconds that the tokenizer hears
 CODES, PROMPT = 50, 25  # that the decoder speaks, and of its voice: 4 s and 2 s
-POSITIONS = (62, 62 * 60)  # codes spoken before a chunk is timed: 5 s, 5 minutes
+POSITIONS = {'early chunk': 62, 'late chunk': 3750}  # codes spoken before: 5 s, 5 minutes
+NANO_HIFT = HiftConfig(channels=128, f0_width=128)
 
 
 def random(network) -> dict:
@@ -82,35 +82,47 @@ def decode():
     return run
 
 
-def stream(config=None, params=None):
-    """Chunks of 25 codes early and late in a session, and the very first chunk of 5."""
-    config = config or released()
-    steps = FlowSteps(config, params or random(flow_network(config)))
-    state = steps.start(1, voice(config) if config == released() else None)
-    rng = np.random.default_rng(0)
-
-    def clock(state, size):
-        codes = rng.integers(0, config.vocab_size, (1, size)).astype(np.int32)
-        piece = Piece(codes, np.array([size], np.int32), np.zeros(1, bool))
-        return clocked(steps.step, state, piece)
-
-    def run():
-        found = {'first chunk': clock(jax.tree.map(jnp.copy, state), steps.hops[0] + 3)}
-        for position in POSITIONS:
-            # Every slot of the window is in use; what stands in them costs nothing.
-            late = jax.tree.map(jnp.copy, state)._replace(
-                codes=state.codes + position, waiting=jnp.full(1, 3, jnp.int32)
-            )
-            found[f'chunk at {0.08 * position:.0f} s'] = clock(late, steps.hops[-1])
-        return found
-
-    return run
+def stream():
+    """Codes to sound in steps at the released sizes: the first sound, chunks early and late."""
+    config = released()
+    return chain(config, random(flow_network(config)), HiftConfig(), voice(config))
 
 
 def nano():
-    """The same with the shipped nano codec."""
+    """The same with the shipped nano decoder, and a vocoder of its size: it comes without one."""
     config, params = open_flow(shipped() / 'codec')
-    return stream(config, jax.tree.map(jnp.asarray, params))
+    return chain(config, jax.tree.map(jnp.asarray, params), NANO_HIFT, None)
+
+
+def chain(config, params: dict, hift: HiftConfig, speaker: Voice | None):
+    vocoder = HiftVocoder(hift, random(hift_network(hift)))
+    steps = SpeechSteps(SpeechDecoder(config, params, vocoder=vocoder, voice=speaker))
+    rng = np.random.default_rng(0)
+
+    def clock(sessions, count):
+        codes = rng.integers(0, config.vocab_size, count)
+        began = time.perf_counter()
+        sound = sessions.feed({0: codes})[0]
+        assert len(sound)
+        return time.perf_counter() - began
+
+    def run():
+        sessions = steps.sessions()
+        first, second, long = steps.flow.hops
+        found = {'first sound': clock(sessions, first + config.lookahead)}
+        clock(sessions, second)
+        for name, position in POSITIONS.items():
+            # As after so many codes: the counters know it, and nothing else grows.
+            for part, counter, units in zip(
+                sessions.parts, ('codes', 'frames'), (1, config.ratio), strict=True
+            ):
+                now = jnp.full(1, units * position, jnp.int32)
+                part.state = part.state._replace(**{counter: now})
+            clock(sessions, long)  # what a step hands to the next one
+            found[name] = clock(sessions, long)
+        return found
+
+    return run
 
 
 def clocked(run, *given) -> float:

@@ -10,6 +10,7 @@ and whom. Every run must end with the bits of the quiet one. Runs that are in th
 the same versions and kills, are not made again.
 """
 
+import os
 from pathlib import Path
 import re
 import subprocess
@@ -30,6 +31,11 @@ from mossjax.train.loop import fit
 HOSTS, RUNS, KILLS = 4, 5, 4
 STEPS, SAVE_EVERY = 24, 6
 KINDS = ('kill one', 'kill all', 'term one', 'kill in a save')
+# Most of a start is compiling: once for all, and no longer than it must.
+QUICK = {
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'XLA_FLAGS': '--xla_backend_optimization_level=0',
+}  # fmt: skip
 SIZES = {
     'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_shared_layers': 2,
     'num_modality_layers': 1, 'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 8,
@@ -42,10 +48,11 @@ def task() -> LMTask:
     return LMTask(config, Whole(exact_resume.rows(config, 8, 32)))
 
 
-def run_config():
+def run_config(workdir: Path):
     config = defaults()
     config.steps, config.save_every, config.log_every = STEPS, SAVE_EVERY, 1
     config.optim.warmup_steps = 5
+    config.compilation_cache = str(workdir.parent / 'compiled')  # one for all runs
     return config
 
 
@@ -54,7 +61,7 @@ def train(workdir: Path) -> None:
     from mossjax.parallel import distributed
 
     distributed.start(timeout_s=600)
-    fit(task(), run_config(), workdir)
+    fit(task(), run_config(workdir), workdir)
 
 
 def plan(run: int) -> list[str]:
@@ -80,13 +87,13 @@ def run(workdir: Path, kills: list[str]) -> dict:
     host = [sys.executable, '-m', 'experiments.proofs.random_kills', '--train', str(workdir)]
     done = subprocess.run(
         [sys.executable, '-m', 'launch.local', f'--hosts={HOSTS}', *kills, '--', *host],
-        cwd=record.ROOT, capture_output=True, text=True,
+        cwd=record.ROOT, capture_output=True, text=True, env={**os.environ, **QUICK},
     )  # fmt: skip
     ended = re.findall(r'hosts ended: (.*)', done.stderr)
     if done.returncode:
         tail = '\n'.join([*done.stdout.splitlines()[-40:], *done.stderr.splitlines()[-40:]])
         sys.exit(f'{tail}\nthe run in {workdir} ended with {done.returncode}')
-    state = exact_resume.digest(workdir, task(), run_config())
+    state = exact_resume.digest(workdir, task(), run_config(workdir))
     return {'kills': kills, 'attempts': ended, 'state_sha256': state}
 
 

@@ -42,8 +42,8 @@ _MODEL = path_flag(
     READ_FOLDER, FLAGS, required=True,
 )
 _CODEC = path_flag(
-    'codec', None, 'Codec directory: speech tokenizer (to hear) and flow decoder (to speak).',
-    READ_FOLDER, FLAGS,
+    'codec', None, 'Codec directory: speech tokenizer (to hear) and flow decoder (to speak); or '
+    'its Orbax form.', READ_FOLDER, FLAGS,
 )
 _WAV = path_flag('wav', None, 'The question as a recording.', READ_FILE, FLAGS)
 _TEXT = flags.DEFINE_string('text', None, 'The question as text.', flag_values=FLAGS)

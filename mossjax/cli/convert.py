@@ -16,7 +16,8 @@ SRC holds one of
     of a network of the decoder.
 Tensors go through memory one at a time; each is read back and compared, and certificate.json says
 what every tensor was. An interrupted conversion goes on when the same command is run again. Code
-that comes with a checkpoint is copied, never run.
+that comes with a checkpoint is copied, never run. What is in a bucket (gs://) is copied to TMPDIR
+first, and what is to be there is written to TMPDIR, and copied when it is whole.
 
 Examples:
   mossjax convert MOSS-Speech moss-orbax
@@ -75,15 +76,26 @@ _SHARD_GB = number_flag(
 
 
 def main(args: list[str]) -> int | None:
-    from mossjax.convert import kinds, transfer
-    from mossjax.convert.source import DECODER, PREPROCESSOR, TOKENIZER
-    from mossjax.files import read_json
+    from mossjax import buckets
+    from mossjax.convert import certificate
 
     if _VERIFY.value:
         return _verify(args)
     if len(args) != 2:
         raise InputError(f'takes two directories, SRC and DST; got {len(args)} arguments')
-    args = [str(paths.folder_to_read(args[0], 'SRC')), str(_target(args[1]))]
+    target = _target(args[1])
+    _convert(str(_source(args[0], 'SRC')), str(target))
+    if paths.in_bucket(args[1]):
+        buckets.stored(target, args[1], last=certificate.NAME)
+        print(f'{args[1]}: it is there')
+    return None
+
+
+def _convert(*args: str) -> None:
+    from mossjax.convert import kinds, transfer
+    from mossjax.convert.source import DECODER, PREPROCESSOR, TOKENIZER
+    from mossjax.files import read_json
+
     changes = read_json(_CONFIG.value) if _CONFIG.value else None
     source = kinds.open_source(args[0], changes)
     if _ADAPTER.value:
@@ -122,14 +134,32 @@ def main(args: list[str]) -> int | None:
     return None
 
 
-def _target(path: str):
-    """DST, on a disk: a conversion reads back what it wrote, many times, and takes it up again."""
-    if paths.in_bucket(path):
-        raise InputError(
-            f'DST {path}: conversions are written to a local folder, buckets are for training '
-            f'(extra [gcs]); convert to DIR, then: gcloud storage cp -r DIR {path}'
-        )
-    return paths.folder_to_write(path, 'DST')
+def _source(path: str, name: str) -> pathlib.Path:
+    """SRC on a disk. Of a run in a bucket only what is converted is copied."""
+    if not paths.in_bucket(path):
+        return paths.folder_to_read(path, name)
+    from mossjax import buckets, steps
+
+    paths.need_buckets(path, name)
+    saved = steps.as_path(path) / steps.CHECKPOINTS
+    if not saved.is_dir():
+        return buckets.fetched(path, name)
+    step = steps.find(saved)
+    inside = (f'{steps.CHECKPOINTS}/{step}/', f'{steps.CHECKPOINTS}/{step}/opt_state/')
+    return buckets.fetched(
+        path, name, lambda key: key.startswith(inside[0]) and not key.startswith(inside[1])
+    )
+
+
+def _target(path: str) -> pathlib.Path:
+    """DST, or for one in a bucket a folder here: what is written is read back, many times."""
+    if not paths.in_bucket(path):
+        return paths.folder_to_write(path, 'DST')
+    from mossjax import buckets
+
+    if list(buckets.listed(path, 'DST')):
+        raise InputError(f'DST {path}: already exists and is not empty. Remove it or name another.')
+    return buckets.scratch() / (path.rstrip('/').rsplit('/', 1)[1] or 'converted')
 
 
 def _export_adapter(source, target: str) -> None:
@@ -150,7 +180,7 @@ def _verify(args: list[str]) -> int | None:
     if len(args) not in (1, 2):
         raise InputError('--verify takes the converted directory and, if wanted, its source')
     names = ('DIR', 'SRC')[: len(args)]
-    args = [str(paths.folder_to_read(arg, n)) for arg, n in zip(args, names, strict=True)]
+    args = [str(_source(arg, n)) for arg, n in zip(args, names, strict=True)]
     faults, logits = transfer.verify(*args, progress=progress_bar), None
     if len(args) == 2 and not faults:
         logits = transfer.compare_logits(*args)

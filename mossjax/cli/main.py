@@ -15,8 +15,8 @@ from absl import flags, logging
 
 from mossjax import __version__
 from mossjax.cli.common import check_paths, flag_fault, flag_help
-from mossjax.errors import InputError
-from mossjax.exits import BAD_INPUT, OK, WENT_WRONG
+from mossjax.errors import InputError, OutOfReach
+from mossjax.exits import AGAIN, BAD_INPUT, OK, WENT_WRONG
 from mossjax.files import FULL, MISSING, REFUSED
 from mossjax.plan import platforms
 
@@ -99,6 +99,8 @@ def _run_command(name: str, rest: list[str]) -> int:
     except flags.Error as error:
         text = f'{flag_fault(error)}\nmossjax {name} --help lists the flags.'
         return _report(f'{name}: {text}', BAD_INPUT, debug)
+    except OutOfReach as error:
+        return _report(f'{name}: {error}', AGAIN, debug)
     except FloatingPointError as error:  # a run that diverged, which says at which step
         return _report(f'{name}: {error}', WENT_WRONG, debug)
     except (RuntimeError, AssertionError):

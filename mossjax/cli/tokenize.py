@@ -29,7 +29,8 @@ GROUP_SECONDS = 8 * 60
 
 FLAGS = flags.FlagValues()
 _CODEC = path_flag(
-    'codec', None, 'Codec directory: config.json, preprocessor_config.json, model.safetensors.',
+    'codec', None, 'Codec directory: config.json, preprocessor_config.json, model.safetensors; or '
+    'its Orbax form.',
     READ_FOLDER, FLAGS, required=True,
 )  # fmt: skip
 _OUT = path_flag(

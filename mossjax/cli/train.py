@@ -9,7 +9,8 @@ events go to the workdir; the same command goes on where it was stopped, bit for
 run the same command on every host, with --pod.
 
 Exit codes: 0 all steps are done; 75 saved, run the same command again (SIGTERM, preemption, a step
-that stalled); 2 bad input or a full disk; 3 the run went wrong (config.max_skips).
+that stalled, a bucket out of reach); 2 bad input or a full disk; 3 the run went wrong
+(config.max_skips).
 
 config.init_from says what a run starts from: the workdir of another run of the same network, a
 MOSS-Speech or Qwen3 directory (language model), or a codec directory (tokenizer, decoder). Once
@@ -19,14 +20,18 @@ another run (data, seed, model, optimiser), unless each key that differs is name
 Examples:
   mossjax train --config experiments/moss_9b/stage1.py:v5p-128 --workdir gs://bucket/stage1 --pod
   mossjax train --config my_sft.py --workdir runs/sft --config.optim.peak_lr=2e-5
+  mossjax train --config my_sft.py --workdir runs/proof --prove_resume=20
   mossjax train --config my_sft.py --workdir runs/sft --config.model.remat=full \\
       --config.data.rows="{'mine': 'rows/mine'}" --config.data.weights.mine=1.0
 """
 
+import sys
+
 from absl import flags, logging
 
+from mossjax import values
 from mossjax.cli import config_flag
-from mossjax.cli.common import WRITE_FOLDER_OR_BUCKET, path_flag
+from mossjax.cli.common import WRITE_FOLDER_OR_BUCKET, number_flag, path_flag
 from mossjax.errors import InputError
 
 FLAGS = flags.FlagValues()
@@ -44,24 +49,41 @@ _CHANGED = flags.DEFINE_list(
     'changed', [], 'Keys of the config, such as optim.peak_lr, that were changed on purpose since '
     'the last checkpoint.', flag_values=FLAGS,
 )
+_PROVE = number_flag(
+    'prove_resume', 0, 'Instead: train so many steps at once, and half of them, kill -9, the rest; '
+    'compare rows and state bit for bit.',
+    values.COUNT, FLAGS,
+)  # fmt: skip
 
 
-def main(args: list[str]) -> None:
+def main(args: list[str]) -> int | None:
     if args:
         raise InputError(f'unexpected argument {args[0]!r}; configs are named with --config')
     if _CONFIG.value is None:
         raise InputError('no --config; name an experiment file, e.g. experiments/moss_9b/stage1.py')
 
+    from mossjax import buckets
+    from mossjax.cli import prove
     from mossjax.parallel import distributed
-    from mossjax.train import loop, tasks
     from mossjax.train.config import check
 
     config, workdir = _CONFIG.value, _WORKDIR.value
     check(config)
+    if _PROVE.value:
+        return prove.prove(sys.argv[1:], _PROVE.value, workdir)
     if _POD.value:
         distributed.start()
+    with buckets.reachable(workdir):
+        trained(config, workdir)
+    logging.info('%s: all %d steps are done', workdir, config.steps)
+    return None
+
+
+def trained(config, workdir: str) -> None:
+    """Trains a checked config in a workdir, to the end."""
+    from mossjax.train import loop, tasks
+
     run = tasks.make(config, fresh=loop.saved_step(workdir) is None)
     loop.fit(
         run.task, run.config, workdir, init_from=run.init_from, changed=_CHANGED.value
     )  # fmt: skip
-    logging.info('%s: all %d steps are done', workdir, config.steps)

@@ -30,7 +30,8 @@ from mossjax.errors import InputError
 FLAGS = flags.FlagValues()
 _CODEC = path_flag(
     'codec', None, 'Codec directory with the decoder in it: flow/config.yaml, flow/flow.pt and '
-    'flow/hift.pt (or .safetensors); for a --voice RECORDING the speech tokenizer as well.',
+    'flow/hift.pt (or .safetensors); for a --voice RECORDING the speech tokenizer as well. Or its '
+    'Orbax form.',
     READ_FOLDER, FLAGS, required=True,
 )  # fmt: skip
 _CODES = path_flag('codes', None, 'JSONL file of codes.', READ_FILE, FLAGS, required=True)
@@ -59,7 +60,8 @@ def main(args: list[str]) -> None:
 
     import tqdm
 
-    from mossjax.convert.codec_flow import STEM, open_config
+    from mossjax.convert.codec_directory import open_config
+    from mossjax.convert.codec_flow import STEM
     from mossjax.infer import vocode
     from mossjax.infer.speech_decoder import SpeechDecoder
     from mossjax.infer.vocode_stream import StreamedSpeech, checked_hops, streaming_stem

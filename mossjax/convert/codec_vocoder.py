@@ -29,9 +29,9 @@ TELLING = ('conv_pre.bias', 'conv_post.bias', 'm_source.l_linear.weight')
 
 
 @functools.cache  # describing takes a second
-def hift_network(config: HiftConfig, **modules) -> Network:
-    """The network that runs: plain kernels. `modules` are Hift's keyword arguments."""
-    return describe(lambda rngs: Hift(config, rngs=rngs, **modules))
+def hift_network(config: HiftConfig) -> Network:
+    """The network that runs: plain kernels."""
+    return describe(lambda rngs: Hift(config, rngs=rngs))
 
 
 def stored_network(config: HiftConfig, tensors=()) -> Network:

@@ -31,12 +31,13 @@ def fingerprint(
     stem = codec_tokenizer.WEIGHTS
     if CODEBOOK in parts and any((root / name).is_file() for name in (stem, f'{stem}.index.json')):
         _, tensors, prefix, _ = codec_tokenizer.open_files(root)
-        found[CODEBOOK] = _hash(tensors.read(f'{prefix}codebook.weight'))
+        found[CODEBOOK] = digest(tensors.read(f'{prefix}codebook.weight'))
     if SPEAKER in parts and codec_speaker.can_read(root):
         _, tensors = codec_speaker.open_tensors(root)
-        found[SPEAKER] = _hash(tensors.read(codec_speaker.EMBED))
+        found[SPEAKER] = digest(tensors.read(codec_speaker.EMBED))
     return found
 
 
-def _hash(tensor: np.ndarray) -> bytes:
+def digest(tensor: np.ndarray) -> bytes:
+    """SHA-256 of its values as float32."""
     return hashlib.sha256(np.asarray(tensor, '<f4', order='C').data).digest()

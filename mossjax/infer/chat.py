@@ -17,7 +17,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from mossjax.convert import peft
+from mossjax.convert import codec_directory, peft
 from mossjax.convert.placement import Put, open_lm
 from mossjax.errors import InputError
 from mossjax.files import read_json
@@ -265,7 +265,7 @@ def open_codec(
     from mossjax.infer.speech_decoder import SpeechDecoder
     from mossjax.infer.speech_tokenizer import SpeechTokenizer
 
-    if speaks and not (pathlib.Path(codec_dir) / 'flow').is_dir():
+    if speaks and not codec_directory.has_decoder(codec_dir):
         raise InputError(
             f'{codec_dir} has no folder flow/, the decoder that spoken replies need; a codec whose '
             'training left it out can hear, for written replies'

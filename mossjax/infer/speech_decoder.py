@@ -8,7 +8,8 @@ from absl import logging
 import jax
 import numpy as np
 
-from mossjax.convert.codec_flow import STEM, flow_network, open_flow
+from mossjax.convert.codec_directory import open_flow
+from mossjax.convert.codec_flow import STEM, flow_network
 from mossjax.convert.fingerprint import VOICE
 from mossjax.errors import InputError
 from mossjax.infer import voice as voices
@@ -22,11 +23,12 @@ BATCH = 16  # utterances decoded at once, fewer if they are long
 
 
 def bucket(codes: int, longest: int) -> int:
-    """The padded length for this many codes: 16, 24, 32, 48, 64, ... so that few programs exist."""
-    size = 16
-    while size < codes:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return min(size, longest)
+    """The padded length for this many codes, so that few programs exist: 16, 20, 24, 28, 32, 40...
+
+    Four to an octave: at most a fifth of the work is for padding.
+    """
+    quarter = max(4, (1 << (codes - 1).bit_length()) >> 3)
+    return min(max(16, -(-codes // quarter) * quarter), longest)
 
 
 def checked_codes(codes, config: FlowConfig, name: str) -> np.ndarray:
@@ -85,7 +87,7 @@ class SpeechDecoder:
         cls, codec_dir: str | Path, *, voice: Voice | None = None, seed: int = 0,
         stem: str = STEM, **options,
     ) -> 'SpeechDecoder':
-        """Loads `flow/` of a codec directory.
+        """Loads the decoder of a codec directory, in either form (`convert.codec_directory`).
 
         Args:
           voice: by default the one in the directory (`voice.safetensors`), if it has one.
@@ -148,16 +150,15 @@ class SpeechDecoder:
             self.mel_many(utterances, voice=voice), self._wave_batch, solver.MAX_FRAMES
         )
 
-    def _run(self, params, codes, lengths, xvector, prompt, noise, *, context):
-        """The mel of (b, p + n) codes that begin with the p of the prompt, without the prompt's."""
+    def _run(self, params, codes, lengths, xvector, known, noise, *, context):
+        """The mel of (b, n) codes that begin with a prompt's; known: its mel, zeros behind."""
         b = codes.shape[0]
         model = self._network.bind(params)
         with jax.default_matmul_precision('highest'):  # float32 on every device, as upstream
-            mel = model(
-                codes, lengths, jax.numpy.tile(xvector, (b, 1)), jax.numpy.tile(prompt, (b, 1, 1)),
+            return model(
+                codes, lengths, jax.numpy.tile(xvector, (b, 1)), jax.numpy.tile(known, (b, 1, 1)),
                 noise, context=context, **self.options,
             )  # fmt: skip
-        return mel[:, prompt.shape[0] :]
 
     def _checked(self, codes, i: int, context: Context, voice: Voice) -> np.ndarray:
         ids = checked_codes(codes, self.config, f'utterance {i}')
@@ -204,18 +205,22 @@ class SpeechDecoder:
         self, rows: list[np.ndarray], *, context: Context, voice: Voice
     ) -> list[np.ndarray]:
         ratio, prompt = self.config.ratio, len(voice.codes)
-        size = bucket(max(map(len, rows)), solver.MAX_FRAMES // ratio - prompt)
-        codes, lengths = self._pad(rows, size)
-        codes = np.concatenate([np.tile(voice.codes, (len(codes), 1)), codes], axis=1)
+        # Prompt and codes are padded as one, so prompts of all lengths share the programs.
+        size = bucket(prompt + max(map(len, rows)), solver.MAX_FRAMES // ratio)
+        codes, lengths = self._pad([np.concatenate([voice.codes, row]) for row in rows], size)
         # Rows added to fill the batch have no codes; nothing can be held back of them.
-        lengths = prompt + np.maximum(lengths, context.held)
-        noise = solver.noise(ratio * (prompt + size - context.held), self.config.mels)
+        lengths = np.maximum(lengths, context.held)
+        frames = ratio * (size - context.held)
+        known = np.zeros((frames, self.config.mels), np.float32)
+        known[: len(voice.mel)] = voice.mel
+        noise = solver.noise(frames, self.config.mels)
         mel = np.asarray(
-            self._mel(
-                self.params, codes, lengths, voice.xvector, voice.mel, noise, context=context
-            )
+            self._mel(self.params, codes, lengths, voice.xvector, known, noise, context=context)
         )
-        return [mel[i, : ratio * (len(row) - context.held)] for i, row in enumerate(rows)]
+        return [
+            mel[i, ratio * prompt : ratio * (prompt + len(row) - context.held)]
+            for i, row in enumerate(rows)
+        ]
 
     def _wave_batch(self, rows: list[np.ndarray]) -> list[np.ndarray]:
         ratio = self.config.ratio

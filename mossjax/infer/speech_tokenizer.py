@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossjax.convert.codec_tokenizer import open_tokenizer, tokenizer_network
+from mossjax.convert.codec_directory import open_tokenizer
+from mossjax.convert.codec_tokenizer import tokenizer_network
 from mossjax.errors import InputError
 from mossjax.infer.streaming import Rung, Sessions
 from mossjax.models.tokenizer import mel

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mossjax import paths, values
-from mossjax.convert import certificate, codec_flow, codec_vocoder, weight_files
+from mossjax.convert import codec_directory, codec_flow, codec_vocoder
 from mossjax.errors import InputError, refusal, sift
 from mossjax.infer import audio, loudness
 from mossjax.infer.speech_decoder import BATCH, SpeechDecoder
@@ -198,14 +198,10 @@ def made_with(
     Args:
       stem: of the flow decoder's checkpoint. steps: of a stream, in codes.
     """
-    flow, voice = Path(codec_dir) / 'flow', decoder.voice
-    files = [flow / 'config.yaml', *(
-        weight_files.find(flow, name) for name in (stem, codec_vocoder.STEM)
-    )]
+    voice = decoder.voice
     found = hashlib.sha256(','.join(map(str, [seed, *steps])).encode())
-    for file in files:
-        if file is not None and file.is_file():
-            found.update(certificate.file_record(file)['sha256'].encode())
+    for digest in codec_directory.weights(codec_dir, (stem, codec_vocoder.STEM)):
+        found.update(digest.encode())
     for part in (voice.codes, voice.mel, voice.xvector):
         found.update(np.ascontiguousarray(part).tobytes())
     return found.digest()

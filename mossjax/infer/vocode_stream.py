@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mossjax.convert import codec_flow, weight_files
+from mossjax.convert import codec_directory, codec_flow
 from mossjax.errors import InputError
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.speech_stream import LONGEST, SpeechSteps, growing
@@ -32,8 +32,7 @@ def checked_hops(config: FlowConfig, longest: int | None = None) -> tuple[int, .
 def streaming_stem(codec_dir: str | Path, config: FlowConfig) -> str:
     """The checkpoint that learned to speak in chunks, where the directory has it."""
     stem = f'{codec_flow.STEM}-chunk-{config.chunk}'
-    found = weight_files.find(Path(codec_dir) / 'flow', stem)
-    return codec_flow.STEM if found is None else stem
+    return stem if codec_directory.has(codec_dir, stem) else codec_flow.STEM
 
 
 class Spent(NamedTuple):

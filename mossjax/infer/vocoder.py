@@ -9,16 +9,15 @@ from absl import logging
 import jax
 import numpy as np
 
-from mossjax.convert.codec_vocoder import has_vocoder, hift_network, open_hift
+from mossjax.convert import codec_directory, codec_vocoder
+from mossjax.convert.codec_vocoder import hift_network
 from mossjax.errors import InputError
 from mossjax.infer.streaming import Rung, Sessions
 from mossjax.models.flow import mel as features
 from mossjax.models.vocoder.griffin_lim import griffin_lim
 from mossjax.models.vocoder.hift import source
-from mossjax.models.vocoder.hift.blocks import apart
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.models.vocoder.hift.stream import BLOCKS, Fade, HiftStream, raised_cosine
-from mossjax.models.vocoder.hift.together import together
 
 
 class Vocoder(Protocol):
@@ -68,8 +67,7 @@ class HiftVocoder:
         self.config, self.limit = config, min(1.0, config.limit)
         self.params = jax.tree.map(jax.numpy.asarray, params)
         self._key = jax.random.key(seed)
-        few = jax.default_backend() == 'tpu'
-        self._network = hift_network(config, average=together if few else apart)
+        self._network = hift_network(config)
         self._run = jax.jit(self._wave)
         self._step = jax.jit(self._stream_step, static_argnums=(0, 1), donate_argnums=3)
 
@@ -113,8 +111,8 @@ def open_vocoder(codec_dir: str | Path, seed: int = 0) -> Vocoder:
     Raises:
       InputError: its weights are damaged or fit no configuration.
     """
-    if has_vocoder(codec_dir):
-        return HiftVocoder(*open_hift(codec_dir), seed=seed)
+    if codec_directory.has(codec_dir, codec_vocoder.STEM):
+        return HiftVocoder(*codec_directory.open_hift(codec_dir), seed=seed)
     logging.info(
         '%s: no flow/hift.pt or flow/hift.safetensors, so Griffin-Lim makes the sound; a trained '
         'vocoder sounds better', codec_dir,

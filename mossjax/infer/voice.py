@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mossjax.convert import safetensors_io
-from mossjax.convert.fingerprint import BYTES, VOICE, fingerprint
+from mossjax.convert import codec_directory, safetensors_io
+from mossjax.convert.fingerprint import BYTES, VOICE
 from mossjax.convert.weight_files import open_tensors
 from mossjax.errors import InputError
 from mossjax.files import replacing
@@ -105,7 +105,7 @@ def load(path: str | Path, codec_dir: str | Path) -> Voice:
         for name, shape in tensors.shapes.items()
         if name.startswith(_PRINT) and shape == (BYTES,)
     }
-    for part, digest in fingerprint(codec_dir).items():
+    for part, digest in codec_directory.prints(codec_dir).items():
         if made_with.get(part, digest) != digest:
             raise InputError(
                 f'{path}: made with another {_WHAT[part]} than the one of {codec_dir}; make the '

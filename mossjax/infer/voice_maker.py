@@ -8,8 +8,9 @@ from absl import logging
 import jax
 import numpy as np
 
-from mossjax.convert.codec_speaker import campp_network, has_speaker, open_campp
-from mossjax.convert.fingerprint import CODEBOOK, SPEAKER, fingerprint
+from mossjax.convert import codec_directory, codec_speaker
+from mossjax.convert.codec_speaker import campp_network
+from mossjax.convert.fingerprint import CODEBOOK, SPEAKER
 from mossjax.errors import InputError
 from mossjax.infer import audio, voice
 from mossjax.infer.formats.source import Source
@@ -95,13 +96,13 @@ class VoiceMaker:
           InputError: files missing or damaged.
         """
         speaker = None
-        if vector and (has_speaker(codec_dir) or not prompt):
-            speaker = SpeakerEncoder(*open_campp(codec_dir), divisor=divisor)
+        if vector and (codec_directory.has(codec_dir, codec_speaker.STEM) or not prompt):
+            speaker = SpeakerEncoder(*codec_directory.open_campp(codec_dir), divisor=divisor)
         elif vector:
             logging.info('%s has no speaker encoder: voices are prompts alone', codec_dir)
         tokenizer = SpeechTokenizer.open(codec_dir) if prompt else None
         used = [CODEBOOK] * prompt + [SPEAKER] * (speaker is not None)
-        return cls(tokenizer, speaker, fingerprint(codec_dir, used))
+        return cls(tokenizer, speaker, codec_directory.prints(codec_dir, used))
 
     def make(self, wave: np.ndarray, rate: int, name: str = 'the recording') -> Voice:
         """The voice of a `Recording`.

@@ -6,6 +6,7 @@ from absl import logging
 import jax
 
 from mossjax.errors import InputError
+from mossjax.parallel import roll_call
 
 # Variables that decide whether the processes find each other; printed when they do not.
 _ENVIRONMENT = (
@@ -25,17 +26,21 @@ def start(
     restarted pod come back minutes apart.
 
     Raises:
-      InputError: the others were not reached in time.
+      InputError: the others were not reached in time, named where the environment says how many
+        there are; what is there besides.
     """
     try:
         if processes is None and 'JAX_NUM_PROCESSES' in os.environ:
             processes, process = (
                 int(os.environ.get(name, '')) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
             )
+        given = (coordinator, processes, process)
+        if about := given if coordinator else roll_call.known(os.environ):
+            roll_call.roll_call(*about, timeout_s)
         jax.distributed.initialize(
             coordinator, processes, process, initialization_timeout=timeout_s
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:  # InputError is one of these
         seen = ', '.join(f'{k}={os.environ[k]}' for k in _ENVIRONMENT if k in os.environ)
         raise InputError(
             f'cannot join the other processes ({error}). Environment: {seen or "nothing set"}. '

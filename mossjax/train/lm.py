@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from pathlib import Path
+import re
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from mossjax import buckets
 from mossjax.convert import kinds
 from mossjax.data.builder import open_rows
 from mossjax.data.chunks import CODES_PER_SECOND
@@ -34,6 +36,7 @@ from mossjax.nn.param import Network
 from mossjax.nn.remat import remat
 from mossjax.nn.splash import splash
 from mossjax.ops.attention import attention
+from mossjax.paths import in_bucket
 from mossjax.train import optim, starts
 from mossjax.train.config import choose, group, options, path
 from mossjax.train.starts import Run
@@ -43,6 +46,14 @@ from mossjax.values import COUNT, NOT_NEGATIVE, POSITIVE, SIZE, Range, ranged
 MEAN = {'joint': loss_lib.joint, 'channel': loss_lib.per_channel}
 CORRUPT = {'stop': False, 'skip': True}
 ATTENTION = {'reference': attention, 'flash': flash, 'splash': splash}
+
+
+@functools.cache
+def _settings(folder: str, name: str) -> str:
+    """A folder on this machine with the JSON files of one that may be in a bucket."""
+    if not in_bucket(folder):
+        return folder
+    return str(buckets.fetched(folder, name, lambda key: re.fullmatch(r'[^/]+\.json', key)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +79,13 @@ class LMModel:
     def read(self) -> LMConfig:
         if self.config == 'released':
             return LMConfig.released()
-        file = Path(self.config) / 'config.json'
+        file = Path(_settings(self.config, 'config.model.config')) / 'config.json'
         return LMConfig.from_hf(read_json(file), where=str(file))
 
     def open_tokenizer(self) -> TextTokenizer | None:
-        return TextTokenizer.open(self.tokenizer) if self.tokenizer else None
+        if not self.tokenizer:
+            return None
+        return TextTokenizer.open(_settings(self.tokenizer, 'config.model.tokenizer'))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,12 @@ class Log:
             self.write(steps[-1], summary | {'skipped': float(len(self.skips.steps))})
         self.clock.switch(before)
 
+    def settle(self) -> None:
+        """Writes what is pending, and everything is where it stays: the run may end here."""
+        self.flush()
+        if self._writer:
+            self._writer.settle()
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes some numbers of a step."""
         if not self._writer:

@@ -8,6 +8,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
+from mossjax import bucket_lock
 from mossjax.checkpoint import Checkpoints
 from mossjax.data.pipeline import prefetch
 from mossjax.errors import InputError
@@ -48,8 +49,8 @@ def fit(
 
     Args:
       config: the ConfigDict of `train.config.defaults`.
-      workdir: gets checkpoints/, metrics.jsonl, tensorboard/, profile/ and a lock: one run at a
-        time (in a bucket, which has no locks, whoever starts runs sees to that).
+      workdir: gets checkpoints/, metrics.jsonl (in a bucket, parts of it in metrics/),
+        tensorboard/, profile/ and a lock: one run at a time.
       init_from: a nested dict of parameters, or a function that is given the parameters' abstract
         tree (shapes with shardings) and returns them.
       devices: of the mesh, in this order; all by default.
@@ -100,8 +101,9 @@ def fit(
         state = resume.restore(layout, workdir, start, meta)
 
     with contextlib.ExitStack() as stack:
-        if distributed.is_first() and not in_bucket(workdir):
-            stack.enter_context(locked(workdir / LOCK, f'the workdir {workdir}'))
+        if distributed.is_first():
+            lock = bucket_lock.locked if in_bucket(workdir) else locked
+            stack.enter_context(lock(workdir / LOCK, f'the workdir {workdir}'))
             if saved_step(workdir) != start:
                 raise InputError(f'{workdir}: another run has saved a step there just now; run '
                                  'the same command again to go on from it')  # fmt: skip
@@ -160,7 +162,7 @@ def fit(
                 log.write(step, held_out(state))
             stop = stopping() or distributed.preempted(step)
             if stop or _due(step, config):
-                log.flush()  # what is saved also says which steps were skipped
+                log.settle()  # what is saved also says which steps were skipped
                 save(state, step)
             progress()
             if stop:
@@ -224,11 +226,10 @@ def _describe(layout: Layout) -> None:
 
 
 def _begin(task, layout: Layout, workdir, config, init_from) -> TrainState:
-    if lines := metrics.read(workdir / metrics.NAME):
+    if (last := metrics.last_step(workdir)) is not None:
         logging.warning(
             '%s has metrics up to step %d and no checkpoint: the run starts at step 0 again. If '
-            'its folder %s is elsewhere, stop and put it back', workdir, lines[-1]['step'],
-            CHECKPOINTS,
+            'its folder %s is elsewhere, stop and put it back', workdir, last, CHECKPOINTS,
         )
     given = init_from(layout.abstract.params) if callable(init_from) else init_from
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)  # no step has this number

@@ -1,6 +1,13 @@
-"""Numbers of a run: `metrics.jsonl` (one line an interval) and TensorBoard events."""
+"""Numbers of a run: `metrics.jsonl` (one line an interval) and TensorBoard events.
 
+Objects in buckets cannot grow, so there the lines are parts: `metrics/STEP-TIME.jsonl`, one each,
+which in order of their names are the file; and the events of a save are a file of their own.
+"""
+
+from collections.abc import Iterator
+import concurrent.futures
 import dataclasses
+import io
 import json
 import os
 import socket
@@ -14,6 +21,7 @@ from mossjax.files import replacing, room_for
 from mossjax.paths import in_bucket
 
 NAME = 'metrics.jsonl'
+PARTS = 'metrics'  # their folder, in a bucket
 AMOUNTS = ('tokens', 'audio_seconds')
 
 
@@ -49,7 +57,7 @@ class Recorder:
     """Writes scalars of one run.
 
     Args:
-      workdir: holds metrics.jsonl and tensorboard/; in a bucket, only the former.
+      workdir: holds metrics.jsonl and tensorboard/, of which nothing is written twice.
       step: updates done so far; lines of a run that died after that step are dropped, since they
         will be written again.
 
@@ -58,55 +66,81 @@ class Recorder:
     """
 
     def __init__(self, workdir, step: int):
-        self._path = workdir / NAME
-        self._text = ''.join(_line(x) for x in read(self._path) if x['step'] <= step)
-        self._events = None
-        if in_bucket(workdir):  # where objects cannot grow
-            self._path.write_text(self._text)
-            return
-        with replacing(self._path) as temporary:
-            temporary.write_text(self._text)
+        self._workdir = workdir
+        if in_bucket(workdir):
+            for path in _parts(workdir):
+                if _step_of(path) > step:
+                    path.unlink()
+        else:
+            kept = ''.join(_line(x) for x in read(workdir / NAME) if x['step'] <= step)
+            with replacing(workdir / NAME) as temporary:
+                temporary.write_text(kept)
         self._events = _Events(workdir / 'tensorboard', step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         new = _line({'step': step, **values})
-        if self._events is None:
-            self._text += new
-            self._path.write_text(self._text)
-            return
-        with room_for(self._path), open(self._path, 'a') as lines:
-            lines.write(new)
+        if in_bucket(self._workdir):
+            part = self._workdir / PARTS / f'{step:09d}-{time.time_ns():020d}.jsonl'
+            part.write_text(new)
+        else:
+            path = self._workdir / NAME
+            with room_for(path), open(path, 'a') as lines:
+                lines.write(new)
         self._events.write(step, values)
 
+    def settle(self) -> None:
+        """Everything said so far is where it stays; called with each save."""
+        self._events.settle()
+
     def close(self) -> None:
-        if self._events is not None:
-            self._events.close()
+        self._events.close()
 
 
 class _Events:
-    """A TensorBoard event file, written at once and in this thread: a full disk shows here."""
+    """TensorBoard event files, written at once and in this thread: a full disk shows here."""
 
     def __init__(self, folder, step: int):
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
-        self._path = folder / name
-        with room_for(self._path):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, 'ab', buffering=0)
-        self._add(Event(file_version='brain.Event:2'))
-        # Hides what a run that died has shown of later steps.
-        self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._folder, self._step, self._file, self._made = folder, step, None, 0
+        if not in_bucket(folder):
+            with room_for(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._open()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
+        if self._file is None:
+            self._open()
+        self._step = step
         shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(Event(step=step, summary=Summary(value=shown)))
 
+    def settle(self) -> None:
+        if self._file is not None and in_bucket(self._folder):
+            self._path.write_bytes(self._file.getvalue())
+            self._file = None
+
     def close(self) -> None:
-        self._file.close()
+        self.settle()
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self) -> None:
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        # TensorBoard reads the files of a folder in the order of their names.
+        number = f'{os.getpid()}.{self._made}'
+        name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{number}'
+        self._path, self._made = self._folder / name, self._made + 1
+        if in_bucket(self._folder):
+            self._file = io.BytesIO()
+        else:
+            with room_for(self._path):
+                self._file = open(self._path, 'ab', buffering=0)
+        self._add(Event(file_version='brain.Event:2'))
+        # Hides what a run that died has shown of later steps.
+        self._add(Event(step=self._step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def _add(self, event) -> None:
         from tensorboardX.record_writer import masked_crc32c
@@ -124,14 +158,44 @@ def _line(values: dict) -> str:
 
 
 def read(path) -> list[dict]:
-    """The lines of a metrics.jsonl; one cut short by a crash is left out."""
+    """The lines of WORKDIR/metrics.jsonl or, in a bucket, of its parts.
+
+    One cut short by a crash is left out.
+    """
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            logging.warning('%s: dropped an incomplete line', path)
+    for part, text in _texts(path):
+        for line in text.splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                logging.warning('%s: dropped an incomplete line', part)
     return lines
+
+
+def last_step(workdir) -> int | None:
+    """The step of the last line, None if there is none; in a bucket no line is read for it."""
+    if in_bucket(workdir):
+        return max(map(_step_of, _parts(workdir)), default=None)
+    lines = read(workdir / NAME)
+    return lines[-1]['step'] if lines else None
+
+
+def _texts(path) -> Iterator[tuple]:
+    if not in_bucket(path):
+        if path.exists():
+            yield path, path.read_text()
+        return
+    parts = _parts(path.parent)
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        yield from zip(parts, pool.map(lambda path: path.read_text(), parts), strict=True)
+
+
+def _parts(workdir) -> list:
+    return sorted((workdir / PARTS).glob('*.jsonl'))
+
+
+def _step_of(part) -> int:
+    return int(part.name.split('-')[0])
 
 
 def summarise(steps: list[dict], seconds: dict[str, float], speed: Speed) -> dict[str, float]:

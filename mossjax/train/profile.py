@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import os
 
 from absl import logging
 import jax
+
+from mossjax import buckets
+from mossjax.paths import in_bucket
 
 
 @contextlib.contextmanager
@@ -19,11 +23,14 @@ def window(folder, first: int, steps: int) -> Iterator[Callable[[int, object], N
         yield lambda step, values: None
         return
     running = []
+    here = folder
+    if in_bucket(folder):  # which the profiler does not write to
+        here = buckets.scratch()
 
     def after(step: int, values: object) -> None:
         if step == first - 1:
             jax.block_until_ready(values)
-            jax.profiler.start_trace(str(folder))
+            jax.profiler.start_trace(str(here))
             running.append(True)
         elif running and step >= first + steps - 1:
             stop(values)
@@ -32,6 +39,8 @@ def window(folder, first: int, steps: int) -> Iterator[Callable[[int, object], N
         jax.block_until_ready(values)
         jax.profiler.stop_trace()
         running.clear()
+        if here is not folder:
+            buckets.stored(here, os.fspath(folder))
         logging.info('steps %d to %d are recorded in %s', first, first + steps - 1, folder)
 
     try:

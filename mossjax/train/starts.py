@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from mossjax import checkpoint
+from mossjax import buckets, checkpoint
 from mossjax.convert import codec_tokenizer, kinds
 from mossjax.convert.codec_flow import open_flow
 from mossjax.convert.lm_rules import LM_RULES
@@ -24,6 +24,7 @@ from mossjax.models.tokenizer.quantizer import Codebook
 from mossjax.nn.lora import AdaptedNetwork
 from mossjax.nn.param import Network, describe
 from mossjax.parallel.sharding import check_shapes
+from mossjax.paths import in_bucket
 from mossjax.steps import CHECKPOINTS, as_path
 from mossjax.train.task import Task
 
@@ -79,6 +80,7 @@ def tokenizer(
     if saved.is_dir():
         step = checkpoint.find_step(saved, items=('params', 'extra'))
         return _parameters(saved, step), _codebook(saved, step)
+    path = _here(directory)
     if not (path / 'config.json').is_file():
         raise InputError(
             f'init_from: {directory} is neither the workdir of a run nor a codec directory'
@@ -112,7 +114,7 @@ def decoder(directory: str) -> Start | None:
     """
     if not directory or (as_path(directory) / CHECKPOINTS).is_dir():
         return from_workdir(directory)
-    _, params = open_flow(directory)
+    _, params = open_flow(str(_here(directory)))
     return lambda _: params
 
 
@@ -129,6 +131,10 @@ def language_model(directory: str, config: LMConfig, network: Network, seed: int
     path = as_path(directory)
     if (path / CHECKPOINTS).is_dir():
         return from_workdir(directory)
+    if in_bucket(directory):  # not copied before everything else is known to be good
+        return lambda abstract: language_model(
+            str(_here(directory)), config, network, seed
+        )(abstract)
     kind = read_json(path / 'config.json').get('model_type')
     if kind == 'qwen3':
         start = open_start(path, config, jax.random.fold_in(jax.random.key(seed), 2**31))
@@ -139,6 +145,13 @@ def language_model(directory: str, config: LMConfig, network: Network, seed: int
         f'{path}/config.json is of model_type {kind!r}; init_from takes the workdir of a run, a '
         'MOSS-Speech directory or a Qwen3 directory'
     )
+
+
+def _here(directory: str) -> Path:
+    """A folder of weights on this machine: those of a bucket are copied, by each process."""
+    if in_bucket(directory):
+        return buckets.fetched(directory, 'config.init_from')
+    return Path(as_path(directory))
 
 
 def _moss_speech(path: Path, network: Network, abstract: dict) -> dict:

@@ -1,5 +1,6 @@
 """Voices: upstream's mel of a prompt, each part alone, files, and what is refused."""
 
+import dataclasses
 import logging
 import shutil
 import wave
@@ -73,6 +74,11 @@ def test_a_voice_gives_upstreams_mel_alone_and_padded(decoder, io, speaker, spok
     several = decoder.mel_many([np.arange(30), codes], voice=speaker)
     np.testing.assert_allclose(several[1], spoken, rtol=0, atol=5e-4)
     assert several[0].shape == (120, 80)
+    # A prompt of another length runs in the same program.
+    programs = decoder._mel._cache_size()
+    shorter = dataclasses.replace(speaker, codes=speaker.codes[1:], mel=speaker.mel[4:])
+    assert decoder.mel(codes, voice=shorter).shape == alone.shape
+    assert decoder._mel._cache_size() == programs
 
 
 def test_each_part_alone(decoder, codec, io, speaker):

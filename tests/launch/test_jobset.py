@@ -180,6 +180,17 @@ def test_bad_input_is_named_before_anything_is_written(change, said, capsys):
     assert said in printed.err and printed.err.count('\n') <= 2 and printed.out == ''
 
 
+def test_what_was_changed_on_purpose_reaches_the_run(capsys):
+    words = [*shipped.argv('lora_v6e-8'), '--changed', 'optim.peak_lr,data.batch_size']
+    assert jobset.run(words) == 0
+    made = yaml.safe_load(capsys.readouterr().out)
+    (container,) = made['spec']['replicatedJobs'][0]['template']['spec']['template']['spec'][
+        'containers'
+    ]
+    said = [*container.get('command', []), *container.get('args', [])]
+    assert '--changed=optim.peak_lr,data.batch_size' in said  # one word
+
+
 def test_a_flag_that_is_missing_is_named(capsys):
     assert jobset.run(['--slice', 'v6e-8']) == 2
     said = capsys.readouterr().err

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
 
 from mossjax import checkpoint
-from mossjax.convert import kinds, sinks, transfer
+from mossjax.convert import codec_directory, kinds, sinks, transfer
 from mossjax.convert.codec_folder import SETTINGS
 from mossjax.convert.fingerprint import VOICE
 from mossjax.convert.journal import Journal
@@ -105,6 +106,44 @@ def test_there_and_back(released, orbax, tmp_path, capsys):
         front = f'flow/{part.removesuffix(".pt")}/'
         named = {n.removeprefix(front) for n in paper['tensors'] if n.startswith(front)}
         assert named == set(numbers(released / 'flow' / part))
+
+
+def test_both_forms_open_as_the_same_networks(released, orbax):
+    for opened, kwargs in (
+        (codec_directory.open_tokenizer, {}), (codec_directory.open_flow, {}),
+        (codec_directory.open_flow, {'stem': 'flow-chunk-5'}), (codec_directory.open_hift, {}),
+        (codec_directory.open_campp, {}),
+    ):  # fmt: skip
+        (config, params), (wanted_config, wanted) = (
+            opened(root, **kwargs) for root in (orbax, released)
+        )
+        assert config == wanted_config
+        jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    assert codec_directory.open_config(orbax) == codec_directory.open_config(released)
+    for root in (released, orbax):
+        assert codec_directory.has(root, 'flow-chunk-25') and codec_directory.has(root, 'campplus')
+        assert not codec_directory.has(root, 'flow-chunk-10') and codec_directory.has_decoder(root)
+    # A voice made with one of them is a voice of the other.
+    prints = codec_directory.prints(orbax)
+    assert prints == codec_directory.prints(released) and set(prints) == {'codebook', 'speaker'}
+    assert voice.load(orbax / VOICE, orbax).codes == [1]
+    # Unequal weights are told apart by the files.
+    assert codec_directory.weights(orbax, ['flow']) != codec_directory.weights(released, ['flow'])
+
+
+def test_an_orbax_form_without_what_is_asked_for(released, tmp_path):
+    (tmp_path / 'codec' / 'flow').mkdir(parents=True)
+    for name in (SETTINGS, 'flow/hift.pt'):
+        shutil.copy(released / name, tmp_path / 'codec' / name)
+    convert(kinds.open_source(tmp_path / 'codec'), tmp_path / 'orbax')
+    assert codec_directory.open_hift(tmp_path / 'orbax')[0] == HIFT
+    assert not codec_directory.has_decoder(tmp_path / 'orbax')
+    for opened, what in (
+        (codec_directory.open_flow, 'flow/flow'), (codec_directory.open_tokenizer, 'tokenizer'),
+        (codec_directory.open_config, 'flow decoder'),
+    ):
+        with pytest.raises(InputError, match=f'holds no .*{what}.*convert the whole codec'):
+            opened(tmp_path / 'orbax')
 
 
 @pytest.mark.parametrize('spelling, folding', [('old', False), ('mixed', True)])

@@ -1,7 +1,5 @@
 """Residual blocks of periodic activations, and the stages made of them."""
 
-from collections.abc import Sequence
-
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -9,6 +7,7 @@ import jax.numpy as jnp
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.nn.convnet import Conv1d, ConvTranspose1d
 from mossjax.nn.param import ones, param
+from mossjax.ops.sine import sin_squared
 
 
 class Snake(nnx.Module):
@@ -19,7 +18,7 @@ class Snake(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         alpha = self.alpha[...].astype(x.dtype)
-        return x + jnp.square(jnp.sin(x * alpha)) / (alpha + 1e-9)
+        return x + sin_squared(x * alpha) * (1 / (alpha + 1e-9))
 
 
 def same(c_in: int, c_out: int, kernel: int, *, dilation: int = 1, rngs: nnx.Rngs) -> Conv1d:
@@ -55,20 +54,10 @@ class ResBlock(nnx.Module):
         return x
 
 
-def apart(blocks: Sequence[ResBlock], x: jax.Array, valid: jax.Array) -> jax.Array:
-    """The mean of residual blocks on x (b, t, c), valid (b, t, 1): one after the other."""
-    return sum(block(x, valid) for block in blocks) / len(blocks)
-
-
 class Stage(nnx.Module):
-    """Upsampling, the source's spectrum added at the new rate, and the mean of residual blocks.
+    """Upsampling, the source's spectrum added at the new rate, and the mean of residual blocks."""
 
-    Args:
-      average: how residual blocks are run, `apart` or `together.together`.
-    """
-
-    def __init__(self, config: HiftConfig, i: int, *, average=apart, rngs: nnx.Rngs):
-        self.average = average
+    def __init__(self, config: HiftConfig, i: int, *, rngs: nnx.Rngs):
         c, last = config.width(i), len(config.rates) - 1
         self.slope, self.last, self.count = config.slope, i == last, len(config.block_kernels)
         self.up = ConvTranspose1d(2 * c, c, config.kernels[i], stride=config.rates[i], rngs=rngs)
@@ -97,6 +86,6 @@ class Stage(nnx.Module):
         x = self.up(jnp.where(valid_in, jax.nn.leaky_relu(x, self.slope), 0))
         if self.last:  # as many frames as the spectrum: the second one is mirrored to the front
             x = jnp.concatenate([x[:, 1:2], x], axis=1)
-        x = x + self.average([self.source_block], self.source_down(spectrum), valid)
+        x = x + self.source_block(self.source_down(spectrum), valid)
         blocks = [getattr(self, f'block{j}') for j in range(self.count)]
-        return self.average(blocks, x, valid)
+        return sum(block(x, valid) for block in blocks) / self.count

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mossjax.models.flow.mel import HOP
 from mossjax.models.vocoder.hift import source, spectrum
-from mossjax.models.vocoder.hift.blocks import Stage, apart, same
+from mossjax.models.vocoder.hift.blocks import Stage, same
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.models.vocoder.hift.f0 import F0Predictor
 from mossjax.nn.linear import Linear
@@ -23,14 +23,13 @@ class Hift(nnx.Module):
     the samples that it gives alone. The ends of the Fourier transforms are those of the row.
     """
 
-    def __init__(self, config: HiftConfig, *, average=apart, rngs: nnx.Rngs):
-        """`average`: see `blocks.Stage`."""
+    def __init__(self, config: HiftConfig, *, rngs: nnx.Rngs):
         self.config, self.stages = config, len(config.rates)
         self.f0 = F0Predictor(config, rngs=rngs)
         self.merge = Linear(config.harmonics + 1, 1, axes=(None, None), rngs=rngs)
         self.pre = same(config.mels, config.channels, 7, rngs=rngs)
         for i in range(self.stages):
-            setattr(self, f'stage{i}', Stage(config, i, average=average, rngs=rngs))
+            setattr(self, f'stage{i}', Stage(config, i, rngs=rngs))
         self.post = same(config.width(self.stages - 1), 2 * config.bins, 7, rngs=rngs)
 
     def pitch(self, mel: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -1,0 +1,32 @@
+"""The square of a sine as a polynomial.
+
+A vocoder takes millions of them for a second of sound. Compilers that know the sine of any number,
+however large, put a hundred operations and their branches into every loop that has one: a TPU's
+then needs minutes for such a network. Only the distance to the nearest multiple of pi matters here.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+# pi in three parts; the first two have so few digits that their multiples are exact in float32.
+_PI = 3.140625, 9.67502593994140625e-4, 1.509957990978376e-7
+# sin r / r - 1 in powers of r^2, the first left out, least relative error on [-pi/2, pi/2]: 6e-9.
+_POWERS = -1.666665954e-1, 8.333066083e-3, -1.980959012e-4, 2.60575075e-6
+
+
+def sin_squared(x: jax.Array) -> jax.Array:
+    """sin^2(x) of x in radians, to 3e-7 where |x| < 10,000, beyond it to a quarter of x's last bit.
+
+  X
+    """
+    turns = jnp.round(x * (1 / math.pi))
+    r = x
+    for part in _PI:
+        r = r - turns * part
+    squared = jnp.square(r)
+    tail = jnp.zeros_like(r)
+    for power in reversed(_POWERS):
+        tail = squared * (power + tail)
+    return jnp.square(r + r * tail)
