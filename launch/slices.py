@@ -1,15 +1,12 @@
-"""TPU slices by name: the one table that all launchers read.
+"""TPU slices as launchers ask for them: `parallel.slices` with the names of the services.
 
-A name is generation-size, as users and the Cloud TPU API write it: v5p counts TensorCores (two a
-chip), v5e and v6e count chips. Topologies, machine types and accelerator labels are those of the
-GKE and Cloud TPU documentation; tests compare hosts and chips with what libtpu makes of them.
+Machine types and accelerator labels are those of the GKE and Cloud TPU documentation; tests
+compare hosts and chips with what libtpu makes of them.
 """
 
 import dataclasses
-import difflib
-import math
 
-from mossjax.errors import InputError
+from mossjax.parallel import slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,46 +33,30 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        return math.prod(int(n) for n in self.topology.split('x'))
+        return slices.SLICES[self.name].chips
 
     @property
     def hosts(self) -> int:
-        return self.chips // self.chips_per_host
+        return slices.SLICES[self.name].hosts
 
 
-# Chips -> topology. Beyond one host v5e and v6e have four chips a host, up to one host eight.
-_FLAT = {
-    1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16',
-}  # fmt: skip
-_CUBE = {
-    4: '2x2x1', 8: '2x2x2', 16: '2x2x4', 32: '2x4x4', 64: '4x4x4', 128: '4x4x8', 256: '4x8x8',
-    512: '8x8x8', 1024: '8x8x16', 2048: '8x16x16',
-}  # fmt: skip
+# Generation -> (GKE's label, machine type, prefix of the name in the API, runtime).
+_NAMES = {
+    'v5p': ('tpu-v5p-slice', 'ct5p-hightpu', 'v5p', 'v2-alpha-tpuv5'),
+    'v5e': ('tpu-v5-lite-podslice', 'ct5lp-hightpu', 'v5litepod', 'v2-alpha-tpuv5-lite'),
+    'v6e': ('tpu-v6e-slice', 'ct6e-standard', 'v6e', 'v2-alpha-tpuv6e'),
+}
 
 
-def _flat(generation: str, accelerator: str, machine: str, api: str, runtime: str) -> list[Slice]:
-    slices = []
-    for chips, topology in _FLAT.items():
-        on_host = min(chips, 8) if chips <= 8 else 4
-        slices.append(Slice(
-            f'{generation}-{chips}', topology, accelerator, f'{machine}-{on_host}t', on_host,
-            f'{api}-{chips}', runtime,
-        ))  # fmt: skip
-    return slices
+def _named(each: slices.Slice) -> Slice:
+    label, machine, api, runtime = _NAMES[each.generation]
+    return Slice(
+        each.name, each.shape, label, f'{machine}-{each.chips_per_host}t', each.chips_per_host,
+        f'{api}-{each.name.partition("-")[2]}', runtime,
+    )  # fmt: skip
 
 
-SLICES = {
-    each.name: each
-    for each in [
-        *(
-            Slice(f'v5p-{2 * chips}', topology, 'tpu-v5p-slice', 'ct5p-hightpu-4t', 4,
-                  f'v5p-{2 * chips}', 'v2-alpha-tpuv5')
-            for chips, topology in _CUBE.items()
-        ),
-        *_flat('v5e', 'tpu-v5-lite-podslice', 'ct5lp-hightpu', 'v5litepod', 'v2-alpha-tpuv5-lite'),
-        *_flat('v6e', 'tpu-v6e-slice', 'ct6e-standard', 'v6e', 'v2-alpha-tpuv6e'),
-    ]
-}  # fmt: skip
+SLICES = {name: _named(each) for name, each in slices.SLICES.items()}
 
 
 def find(name: str) -> Slice:
@@ -84,8 +65,4 @@ def find(name: str) -> Slice:
     Raises:
       InputError: there is none.
     """
-    known = name.replace('v5litepod-', 'v5e-')
-    if known in SLICES:
-        return SLICES[known]
-    close = difflib.get_close_matches(known, SLICES) or SLICES
-    raise InputError(f'--slice {name}: no such slice; there are {", ".join(close)}')
+    return SLICES[slices.find(name, '--slice').name]

@@ -3,6 +3,7 @@
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.attention \
         --out experiments/benchmarks/attention.json [--only v6e,v5p]
     ... --choose v6e    (tries other block sizes for it and prints the best, changes nothing)
+    ... --gpu           (on a machine with a GPU: times, see `attention_gpu`)
 
 Both are compiled in one process by the TPU compiler for a chip that is not there: heads of 128,
 groups of four, rows of 8,192 positions, causal with segments, splash in blocks of 1024. A block
@@ -25,7 +26,7 @@ from absl import app, flags
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import bundles
+from experiments.benchmarks import attention_gpu, bundles
 from experiments.proofs import record
 from mossjax.ops import flash, flash_mask, splash
 from mossjax.ops.attention import Mask
@@ -204,6 +205,12 @@ def main(argv: list[str]) -> None:
         return
     cases = record.read(args.out).get('generations', {}) if args.out else {}
     command = 'JAX_PLATFORMS=cpu python -m experiments.benchmarks.attention'
+    if args.gpu:
+        found = attention_gpu.measure()
+        if args.out:
+            command = 'python -m experiments.benchmarks.attention --gpu'
+            record.write(args.out, command, found)
+        return
     if args.choose:
         found = in_process_of_its_own('choose', args.choose)
         print(json.dumps(found['best'], indent=1))
@@ -226,6 +233,7 @@ def main(argv: list[str]) -> None:
 if __name__ == '__main__':
     flags.DEFINE_string('out', None, 'JSON file to write.')
     flags.DEFINE_list('only', [], 'Generations to measure, all by default.')
+    flags.DEFINE_bool('gpu', False, 'Time attention on the GPU at hand instead.')
     flags.DEFINE_string('choose', '', 'A generation whose block sizes are to be searched.')
     flags.DEFINE_string('measure', '', 'Internal: the generation this process measures.')
     flags.DEFINE_string('answer', '', 'Internal: where this process leaves its answer.')

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from experiments.proofs import record
-from mossjax.nn.flash import flash
+from mossjax.nn.flash import kernels
 from mossjax.nn.shard import sharding_scope
 from mossjax.ops.attention import Mask
 from mossjax.ops.flash_blocks import FORWARD
@@ -46,7 +46,7 @@ def traced(context: int, mesh):
     def run(q, k, v, segments, weights):
         mask = Mask(causal=True, q_segments=segments, kv_segments=segments)
         with sharding_scope(mesh, rules.resolver(rules.preset('fsdp'))):
-            out, back = jax.vjp(lambda q, k, v: flash(q, k, v, mask), q, k, v)
+            out, back = jax.vjp(lambda q, k, v: kernels(q, k, v, mask), q, k, v)
             return out, back(weights)
 
     queries, keys = shape(1, context, 32, 128), shape(1, context, 8, 128)

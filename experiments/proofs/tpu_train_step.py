@@ -1,17 +1,18 @@
 """The 9.1 B training step, compiled by the TPU compiler for pods that are not there.
 
     JAX_PLATFORMS=cpu python -m experiments.proofs.tpu_train_step \
-        --out experiments/proofs/tpu_train_step.json [--only stage2@v6e:16x16] [--dump DIR]
+        --out experiments/proofs/tpu_train_step.json [--only stage2:v6e-256] [--dump DIR]
 
-The step, model and optimiser are those of `experiments/moss_9b`, rows and what is kept for the
-backward pass those named in `CASES`. Found: bytes on each chip by the compiler's own account,
-below its limit or the compilation fails. Each takes 3 to 15 minutes of one core; what is in the
-file already for the same program and versions is not compiled again. Not found: that the numbers
-are right. With --dump the compiler's files stay, from which step times are estimated.
+Model and optimiser are those of `experiments/moss_9b`. Two kinds of cases: the configs as they are
+shipped, each for its slice (`stage2:v6e-256`), and, to be compared with others' figures, steps of
+8,192 positions (`stage2@v6e:16x16`), rows and what is kept for the backward pass named in `CASES`.
+Found: bytes on each chip by the compiler's own account, below its limit or the compilation fails.
+Each takes 3 to 15 minutes of one core; what is in the file already for the same program and
+versions is not compiled again. Not found: that the numbers are right. With --dump the compiler's
+files stay, from which step times are estimated (`experiments.benchmarks.step`).
 """
 
 import dataclasses
-import functools
 import importlib
 import importlib.metadata
 import math
@@ -20,20 +21,19 @@ from typing import NamedTuple
 
 from absl import app, flags, logging
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from experiments.proofs import record
-from mossjax.parallel import chips, options, rules
+from mossjax.parallel import chips, options
 from mossjax.parallel.mesh import AXES, MeshConfig, make_mesh
+from mossjax.plan import choices, programs
 from mossjax.plan import compile as plan
-from mossjax.train import lm, state, step
-from mossjax.train.optim import OptimConfig
 
 
 class Case(NamedTuple):
-    """One program: a config of `experiments.moss_9b`, a slice, rows on each chip, positions of a
-    row, the remat policy (`nn.remat`) and chunk of the loss with which that is fastest and fits."""
+    """One program: a config of `experiments.moss_9b`, a slice, rows on each part of the mesh that
+    holds rows and at a time, positions of a row, the remat policy (`nn.remat`), the chunk of the
+    loss, parts that a batch is taken in and chips that share a row."""
 
     stage: str
     topology: str
@@ -41,6 +41,10 @@ class Case(NamedTuple):
     context: int
     remat: str
     chunk: int = 2048
+    parts: int = 1
+    tensor: int = 1
+    slices: int = 1
+    slice: str = ''  # of a config as it is shipped
 
     @property
     def generation(self) -> str:
@@ -48,7 +52,37 @@ class Case(NamedTuple):
 
     @property
     def chips(self) -> int:
-        return math.prod(int(n) for n in self.topology.split(':')[1].split('x'))
+        return math.prod(int(n) for n in self.topology.split(':')[1].split('x')) * self.slices
+
+    @property
+    def mesh(self) -> MeshConfig:
+        return MeshConfig(data=self.slices, tensor=self.tensor, slices=self.slices)
+
+
+# Steps of the 8,192-position cases' schedules, constants of their programs.
+STEPS = {'stage1': 80_000, 'stage2': 130_000}
+SHIPPED = {
+    **{f'{stage}:{name}': (stage, name)
+       for stage in ('stage1', 'stage2')
+       for name in ('v5p-128', 'v5e-256', 'v6e-256', '2xv6e-256')},
+    **{f'{stage}:{name}': (stage, name)
+       for stage in ('sft', 'lora') for name in ('v5p-16', 'v5e-16', 'v6e-8')},
+}  # fmt: skip
+
+
+def config_of(stage: str, *slice_: str):
+    return importlib.import_module(f'experiments.moss_9b.{stage}').get_config(*slice_)
+
+
+def shipped(stage: str, name: str) -> Case:
+    """The case of a config on its slice."""
+    config, (slice_, count) = config_of(stage, name), choices.find(name)
+    return Case(
+        stage, slice_.topology, config.data.batch_size // config.accumulate // (
+            config.mesh.data * config.mesh.fsdp
+        ), config.data.context, config.model.remat, config.loss.chunk, config.accumulate,
+        config.mesh.tensor, count, name,
+    )  # fmt: skip
 
 
 CASES = {
@@ -56,38 +90,29 @@ CASES = {
     'stage2@v5p:4x4x4': Case('stage2', 'v5p:4x4x4', 2, 8192, 'projections'),
     'stage2@v5e:16x16': Case('stage2', 'v5e:16x16', 1, 8192, 'attention'),
     'stage2@v6e:16x16': Case('stage2', 'v6e:16x16', 2, 8192, 'heads', chunk=1024),
+    **{name: shipped(*which) for name, which in SHIPPED.items()},
 }
 
 
 def lowered(case: Case, mesh):
     """The lowered step of a case on a mesh of devices or an abstract one."""
-    config = importlib.import_module(f'experiments.moss_9b.{case.stage}').get_config()
+    if case.slice:
+        config = config_of(case.stage, case.slice)
+    else:
+        config = config_of(case.stage)
+        config.steps = STEPS[case.stage]
     config.model.remat, config.loss.chunk = case.remat, case.chunk
-    # A case names its own rows; how long the learning rate falls is of no matter.
-    config.accumulate, config.steps = 1, {'stage1': 80_000, 'stage2': 130_000}[case.stage]
-    task = lm.make_task(config, batches=None)
-    made = state.layout(
-        task, OptimConfig(**config.optim), config.steps, mesh, rules.preset(config.rules)
-    )
-    make = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    grid = (case.rows * mesh.size, case.context)
-    batch = {
-        'tokens': make((*grid, 2)), 'labels': make((*grid, 2)),
-        'segments': make(grid), 'positions': make(grid),
-    }  # fmt: skip
-    return step.lower(
-        task, made, jnp.dtype(config.compute_dtype), batch, config.accumulate
-    )  # fmt: skip
+    return programs.training(config, mesh, case.rows, case.context, case.parts).lowered
 
 
-def abstract_mesh(generation: str, chips_in_all: int) -> AbstractMesh:
-    """The mesh of the configs for this many chips, of no devices in particular."""
-    return chips.abstract_mesh(generation, MeshConfig().shape(chips_in_all), AXES)
+def abstract_mesh(case: Case) -> AbstractMesh:
+    """The mesh of a case, of no devices in particular."""
+    return chips.abstract_mesh(case.generation, case.mesh.shape(case.chips), AXES)
 
 
 def prove(case: Case, dump: str | None) -> dict:
     """Compiles one case."""
-    mesh = make_mesh(MeshConfig(), plan.devices(case.topology))
+    mesh = make_mesh(case.mesh, plan.devices(case.topology, case.slices))
     program = lowered(case, mesh)
     digest = plan.program_hash(program)
     logging.info('%s: program %s, compiling', case, digest[:12])
@@ -107,11 +132,10 @@ def prove(case: Case, dump: str | None) -> dict:
 
 def up_to_date(found: dict, case: Case) -> bool:
     """Is this the record of the program as it is now, by the versions installed now?"""
-    mesh = abstract_mesh(case.generation, case.chips)
     return (
         found.get('jax') == jax.__version__
         and found.get('libtpu') == importlib.metadata.version('libtpu')
-        and found.get('program_sha256') == plan.program_hash(lowered(case, mesh))
+        and found.get('program_sha256') == plan.program_hash(lowered(case, abstract_mesh(case)))
     )
 
 
@@ -134,6 +158,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
     flags.DEFINE_string('out', None, 'JSON file to write.')
-    flags.DEFINE_string('only', '', 'One case, such as stage2@v6e:16x16.')
+    flags.DEFINE_string('only', '', 'One case, such as stage2:v6e-256.')
     flags.DEFINE_string('dump', None, "Directory for the compiler's files.")
     app.run(main)

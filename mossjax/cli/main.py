@@ -31,6 +31,7 @@ COMMANDS = {
     'warm': 'compiles what chat will need, so that its first answer does not wait',
     'convert': 'weights between Hugging Face and Orbax, with a certificate',
     'doctor': 'what is wrong with this machine, and how to mend it',
+    'plan': 'whether a training step fits a TPU slice, and how long it takes, without a TPU',
     'train': 'language model, speech tokenizer or decoder, from a laptop to a pod',
 }
 

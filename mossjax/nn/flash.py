@@ -1,16 +1,29 @@
-"""Our attention kernels inside a network: once per device, on its own rows and heads."""
+"""Fast attention inside a network: on a TPU our kernels, once per device, on its own rows and
+heads; on a GPU cuDNN's; elsewhere the reference."""
 
 import functools
 
 import jax
 
-from mossjax.nn.shard import sharded_op
+from mossjax.nn import shard
 from mossjax.ops import flash as ops
 from mossjax.ops import flash_mask
 from mossjax.ops.attention import Mask
+from mossjax.ops.fused import fused
 
 
-def flash(
+def flash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, *, bias=None, scale=None):
+    """`ops.attention.attention` by what is fastest where it will run: on the mesh around it, or
+    else on the default device. Shapes as there.
+
+    Raises:
+      InputError: on a TPU, what `ops.flash.check` refuses.
+    """
+    attend = kernels if shard.platform() == 'tpu' else fused
+    return attend(q, k, v, mask, bias=bias, scale=scale)
+
+
+def kernels(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, *, bias=None, scale=None,
     kernel=ops.attend,
 ) -> jax.Array:
@@ -23,8 +36,8 @@ def flash(
     def local(q, k, v, seen):
         return kernel(q, k, v, seen, scale=scale)[0]
 
-    run = sharded_op(local, (heads, kv_heads, kv_heads, flash_mask.Sight(*[rows] * 3)), heads)
+    run = shard.sharded_op(local, (heads, kv_heads, kv_heads, flash_mask.Sight(*[rows] * 3)), heads)
     return run(q, k, v, seen)
 
 
-interpreted = functools.partial(flash, kernel=functools.partial(ops.attend, interpret=True))
+interpreted = functools.partial(kernels, kernel=functools.partial(ops.attend, interpret=True))

@@ -56,6 +56,12 @@ def mesh() -> jax.sharding.Mesh | None:
     return None if _scope.get() is None else _scope.get()[0]
 
 
+def platform() -> str:
+    """'tpu', 'gpu' or 'cpu': of the scope's devices, there or not, else of the default device."""
+    device = None if mesh() is None else mesh().abstract_mesh.abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def parts(name: str) -> int:
     """How many pieces the mesh divides a logical axis into."""
     return math.prod(mesh().shape[axis] for axis in _mesh_axes(name)) if mesh() else 1

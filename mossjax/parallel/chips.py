@@ -12,13 +12,17 @@ KINDS = {
 }  # fmt: skip
 
 
+GIB = 2**30
+
+
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """What jax calls one device; figures of the makers' data sheets.
 
     Attributes:
       flops: dense bfloat16 operations a second. clock: cycles a second. bandwidth: bytes a second
-        of HBM. link: bytes a second of one link, one way. axes: of the torus, two links each.
+        of HBM. memory: bytes of HBM that a program may use. link: bytes a second of one link, one
+        way. axes: of the torus, two links each. cores: that share a device's kernels.
     """
 
     flops: float
@@ -26,12 +30,14 @@ class Chip:
     bandwidth: float
     link: float
     axes: int
+    memory: float = 0.0
+    cores: int = 1
 
 
 CHIPS = {
-    'v5e': Chip(197e12, 1.5e9, 0.819e12, 45e9, 2),
-    'v5p': Chip(459e12, 1.75e9, 2.765e12, 90e9, 3),
-    'v6e': Chip(918e12, 1.75e9, 1.638e12, 90e9, 2),
+    'v5e': Chip(197e12, 1.5e9, 0.819e12, 45e9, 2, 15.75 * GIB),
+    'v5p': Chip(459e12, 1.75e9, 2.765e12, 90e9, 3, 95.73 * GIB, cores=2),
+    'v6e': Chip(918e12, 1.75e9, 1.638e12, 90e9, 2, 31.24 * GIB),
 }
 # Of devices of which no more is wanted.
 _PEAK_FLOPS = {'TPU v4': 275e12, 'NVIDIA H100 80GB HBM3': 989e12, 'NVIDIA H200': 989e12}

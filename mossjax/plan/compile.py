@@ -79,10 +79,14 @@ def devices(topology: str, slices: int = 1) -> list:
         )
     except Exception as error:
         raise InputError(
-            f'topology {topology!r} cannot be described ({error}). It looks like v5p:4x4x4, and '
-            "the compiler comes with: pip install 'jax[tpu]'"
+            f'topology {topology!r} cannot be described ({_first_line(error)}). It looks like '
+            "v5p:4x4x4, and the compiler comes with: pip install 'jax[tpu]'"
         ) from error
     return list(described.devices)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def program_hash(lowered) -> str:

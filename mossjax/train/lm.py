@@ -63,7 +63,8 @@ class LMModel:
     Attributes:
       config: a Hugging Face directory (its config.json is read), or 'released' (9.1 B).
       tokenizer: directory of tokenizer.json; with it the loss of replies is logged by itself.
-      attention: 'reference', or on TPU 'flash' (ours; 'splash' is the one that jax ships).
+      attention: 'reference', or 'flash': on a TPU our kernels, on a GPU cuDNN's ('splash' is the
+        kernel for TPUs that jax ships).
       remat: 'none', 'projections', 'heads', 'attention' or 'full', see `nn.remat`.
       lora: fields of `nn.lora.Lora` (rank, alpha, targets) to train adapters only; {} trains the
         weights themselves.

@@ -9,7 +9,7 @@ from mossjax.cli import main as cli
 
 # Flags with text that is no path; anything else with text must be a path flag.
 WORDS = {'text', 'system', 'reply', 'rules', 'dtype', 'recipe', 'only'}
-PARSED = {('train', 'config')}  # with overrides behind it, see test_train
+PARSED = {('train', 'config'), ('plan', 'config')}  # with overrides behind it, see test_train
 WRITES = {common.WRITE_FILE, common.WRITE_FOLDER, common.WRITE_FOLDER_OR_BUCKET}
 FILES = {common.READ_FILE, common.WRITE_FILE}
 REQUIRED = {'chat': ['model'], 'tokenize': ['codec', 'out'], 'train': ['workdir'],

@@ -22,7 +22,7 @@ def test_recorded_proof_is_about_the_program_of_today(name):
     After a change of the step: python -m experiments.proofs.run tpu_train_step
     """
     case = tpu_train_step.CASES[name]
-    mesh = tpu_train_step.abstract_mesh(case.generation, case.chips)
+    mesh = tpu_train_step.abstract_mesh(case)
     with jax.default_matmul_precision(None):  # the tests' own setting is no part of the program
         program = tpu_train_step.lowered(case, mesh)
     text = program.as_text()

@@ -1,0 +1,133 @@
+"""What is to be said of a compiled step: memory, time and what it goes to, in plain figures."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+import dataclasses
+
+import jax
+
+from mossjax.parallel.chips import Chip
+from mossjax.plan import estimate as estimates
+from mossjax.plan.compile import Memory
+from mossjax.plan.estimate import Estimate, Part
+
+DEAREST = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Bytes on each device that are the state's own."""
+
+    parameters: int
+    optimiser: int
+
+    @classmethod
+    def of(cls, layout) -> 'Held':
+        """Of a `train.state.Layout`."""
+        state = layout.abstract
+        return cls(shards(state.params), shards((state.opt_state, state.extra)))
+
+
+def shards(tree) -> int:
+    """Bytes of one device's part of shapes that carry their shardings."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        size = leaf.dtype.itemsize
+        for length in leaf.sharding.shard_shape(leaf.shape):
+            size *= length
+        total += size
+    return total
+
+
+def group_of(part: Part) -> str:
+    """The row of the table that an instruction belongs to."""
+    again = 'rematted' in part.origin
+    if part.kind == 'kernel':
+        return 'attention kernels'
+    if part.kind == 'collective':
+        return 'collectives of the layers' if part.runs > 1 else 'other collectives'
+    if 'losses.py' in part.where:
+        return 'loss: matmuls' if part.kind == 'matmul' else 'loss: the rest'
+    if part.kind == 'matmul':
+        return 'layers: matmuls again' if again else 'layers: matmuls'
+    if 'lookup.py' in part.where or 'quant.py' in part.where:
+        return 'embedding'
+    if part.runs == 1:
+        return 'optimiser, casts'
+    for name in ('norms', 'rope', 'flash', 'param'):
+        if f'/{name}' in part.where.partition(' < ')[0]:
+            names = {'flash': 'around the kernels', 'param': 'slices of the scan'}
+            return f'layers: {names.get(name, name)}'
+    return 'layers: the rest'
+
+
+def milliseconds(parts: Iterable[Part]) -> dict[str, float]:
+    """Rows of the table -> ms of a step, the dearest first."""
+    found: dict[str, float] = defaultdict(float)
+    for part in parts:
+        found[group_of(part)] += part.seconds * 1e3
+    return {name: round(ms, 1) for name, ms in sorted(found.items(), key=lambda x: -x[1])}
+
+
+def binding(made: Estimate) -> dict[str, float]:
+    """Seconds in which the matrix units work, in which memory is what is waited for (all that is
+    neither a product nor a collective), and in which only links work."""
+    compute = sum(x.seconds for x in made.parts if x.kind in ('matmul', 'kernel'))
+    links = made.exposed
+    return {
+        'compute': compute, 'HBM': max(made.seconds - compute - links, 0.0), 'links': links
+    }  # fmt: skip
+
+
+def collectives(made: Estimate) -> list[dict]:
+    """By kind and size: runs a step, bytes of a result, ms on the wire, whether beside others."""
+    wires: dict[tuple, list] = defaultdict(lambda: [0, 0.0])
+    for x in made.collectives:
+        key = x.kind, x.bytes, x.beside
+        wires[key] = [wires[key][0] + x.runs, wires[key][1] + x.seconds * 1e3]
+    return [
+        {'kind': kind, 'mib': round(size / 2**20, 1), 'beside_others': beside, 'runs': runs,
+         'wire_ms': round(ms, 1)}
+        for (kind, size, beside), (runs, ms) in sorted(wires.items(), key=lambda x: -x[1][1])
+    ]  # fmt: skip
+
+
+def dearest(made: Estimate, count: int = DEAREST) -> list[dict]:
+    """The parts that take longest, those of one place and kind together: ms, runs, file:line."""
+    found: dict[tuple, list] = defaultdict(lambda: [0.0, 0])
+    for part in made.parts:
+        key = part.kind, part.where or '(no place)', part.shape.partition('{')[0][:60]
+        found[key] = [found[key][0] + part.seconds * 1e3, max(found[key][1], part.runs)]
+    best = sorted(found.items(), key=lambda x: -x[1][0])[:count]
+    return [
+        {'ms': round(ms, 2), 'runs': runs, 'kind': kind, 'where': where, 'shape': shape}
+        for (kind, where, shape), (ms, runs) in best
+    ]
+
+
+def account(
+    module, chip: Chip, kernels: Mapping[str, float], memory: Memory, held: Held, work: float
+) -> dict:
+    """Figures of one compiled step, ready for JSON.
+
+    Args:
+      module: `plan.hlo.Module`. kernels: as `plan.estimate.estimate` takes them.
+      work: operations of a step on one device, by the convention.
+    """
+    made = estimates.estimate(module, chip, kernels)
+    bound = binding(made)
+    return {
+        'bytes': {
+            'peak': memory.peak, 'parameters': held.parameters, 'optimiser': held.optimiser,
+            'activations': max(memory.peak - held.parameters - held.optimiser, 0),
+            'limit': int(chip.memory),
+        },
+        'seconds': made.seconds,
+        'share_of_peak': work / made.seconds / chip.flops if made.seconds else 0.0,
+        'binds': max(bound, key=bound.get),
+        'seconds_of': bound,
+        'ms': milliseconds(made.parts),
+        'collectives': collectives(made),
+        'dearest': dearest(made),
+        'no_estimate': dict(made.unknown),
+    }  # fmt: skip

@@ -1,0 +1,86 @@
+"""What a step would take by arithmetic alone: the sieve before anything is compiled.
+
+Memory: the state's own bytes, what each layer keeps of a position under a remat policy, and what
+the heads take while they are whole. Time: the operations by the convention and those done again,
+at the share of a chip's peak that compiled steps reach. Both are within a fifth of the compiler's
+account of the 9.1 B steps on record; what comes near a limit is compiled.
+"""
+
+from mossjax.models.lm import flops
+from mossjax.models.lm.config import LMConfig
+from mossjax.parallel.chips import CHIPS
+
+# Of a step that computes nothing twice, by estimate (`experiments/benchmarks/step.json`).
+EFFICIENCY = {'v5p': 0.73, 'v5e': 0.72, 'v6e': 0.50}
+SLACK = 1.2  # what is larger than this times the memory of a chip is not compiled
+_HALF, _FULL = 2, 4  # bytes of bfloat16 and float32
+
+
+def widths(model: LMConfig) -> tuple[int, int]:
+    """Of the queries of all heads, and of the keys."""
+    return (
+        model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    )
+
+
+def kept(model: LMConfig, remat: str) -> int:
+    """Bytes that a layer keeps of a position for the backward pass."""
+    d, f = model.hidden_size, model.intermediate_size
+    q, kv = widths(model)
+    inputs = _HALF * d
+    attention = _HALF * q + _FULL * model.num_attention_heads
+    heads = _HALF * (q + 2 * kv + d)
+    wide = _HALF * (2 * f + d)
+    return {
+        'full': inputs,
+        'attention': inputs + attention,
+        'heads': inputs + attention + heads,
+        'projections': inputs + attention + heads + wide,
+        'none': inputs + attention + heads + wide + _HALF * (f + 2 * q + 2 * d) + _FULL * 2 * d,
+    }[remat]
+
+
+def layers(model: LMConfig) -> int:
+    return model.num_shared_layers + 2 * model.num_modality_layers
+
+
+def memory(model: LMConfig, remat: str, state: int, tokens: int, tensor: int) -> int:
+    """Bytes on each device.
+
+    Args:
+      state: bytes of parameters and optimiser. tokens: on a device at a time.
+      tensor: parts that a layer is divided in.
+    """
+    d, f = model.hidden_size, model.intermediate_size
+    q, kv = widths(model)
+    layer = 2 * d * (q + kv) + 3 * d * f
+    head = d * max(model.vocab_size, model.audio_vocab_size)
+    # Two layers on their way, a head, and the gradient of one in float32.
+    whole = 2 * _HALF * layer + _HALF * head + _FULL * head
+    inputs = _HALF * d
+    activations = layers(model) * tokens * (inputs + (kept(model, remat) - inputs) / tensor)
+    return int(state + activations + whole / tensor)
+
+
+def again(model: LMConfig, remat: str, context: int) -> float:
+    """Operations that a remat policy does twice, a token."""
+    d, f = model.hidden_size, model.intermediate_size
+    q, kv = widths(model)
+    gates, projections = 2 * d * 2 * f, 2 * d * (q + 2 * kv) + 2 * q * d
+    attention = 2 * q * context
+    return layers(model) * {
+        'full': gates + projections + attention,
+        'attention': gates + projections,
+        'heads': gates,
+        'projections': 0,
+        'none': 0,
+    }[remat]
+
+
+def seconds(
+    model: LMConfig, remat: str, generation: str, context: int, tokens: int, tensor: int
+) -> float:
+    """Of a step in which each device, or group of `tensor` devices, sees so many tokens."""
+    work = flops.convention(model, context) + again(model, remat, context)
+    chip = CHIPS[generation]
+    return work * tokens / tensor / (chip.flops * EFFICIENCY[generation])

@@ -1,0 +1,57 @@
+"""What the attention kernels cost, which the compiler does not know: bundles times blocks visited.
+
+A bundle is one cycle of a core without stalls. The table is what `experiments/benchmarks/attention`
+reads from the compiler, for blocks of 1024 x 1024 scores of heads of 128; a test holds it to that
+record.
+"""
+
+from collections.abc import Mapping
+
+from mossjax.ops import flash_mask
+from mossjax.ops.attention import Mask
+from mossjax.ops.flash_blocks import BACKWARD, FORWARD
+from mossjax.parallel.chips import CHIPS
+
+ROADS = ('online', 'bound')  # of the forward kernel, see `ops.flash_forward`
+# Of a block that the mask cuts, one that it leaves whole, and of a tile of queries besides.
+BUNDLES: dict[str, dict[str, int]] = {
+    'v5e': {
+        'bound': 4209, 'bound_whole': 4251, 'online': 4301, 'online_whole': 4121,
+        'flash_forward_tile': 1415, 'backward': 9182, 'backward_whole': 8842,
+        'flash_backward_tile': 3376,
+    },
+    'v5p': {
+        'bound': 4259, 'bound_whole': 4267, 'online': 4238, 'online_whole': 4133,
+        'flash_forward_tile': 1534, 'backward': 9205, 'backward_whole': 9045,
+        'flash_backward_tile': 3506,
+    },
+    'v6e': {
+        'bound': 2273, 'bound_whole': 1761, 'online': 2585, 'online_whole': 1977,
+        'flash_forward_tile': 1202, 'backward': 4659, 'backward_whole': 4042,
+        'flash_backward_tile': 2303,
+    },
+}  # fmt: skip
+
+
+def cycles(
+    generation: str, heads: int, kv_heads: int, rows: int, context: int, road: str = 'online'
+) -> Mapping[str, float]:
+    """Part of a kernel's name -> cycles of one call on causal rows, as `plan.estimate` takes it.
+
+    Args:
+      generation: a key of BUNDLES. heads, kv_heads, rows: on one device.
+      context: positions of a row. road: one of ROADS.
+    """
+    bundles, group = BUNDLES[generation], heads // kv_heads
+    calls = kv_heads * rows / CHIPS[generation].cores
+    found = {}
+    for kernel, blocks, name in (
+        ('flash_forward', FORWARD, road), ('flash_backward', BACKWARD, 'backward'),
+    ):  # fmt: skip
+        fit = blocks[generation].fit(group, context, context)
+        whole, cut = flash_mask.visited(Mask(causal=True), fit, context, context)
+        size = fit.keys * fit.columns / 2**20
+        visits = int(cut[0]) * bundles[name] + int(whole[0]) * bundles[f'{name}_whole']
+        tiles = bundles[f'{kernel}_tile'] * group * context / 1024
+        found[kernel] = calls * (visits * size + tiles)
+    return found

@@ -1,0 +1,123 @@
+"""What is planned, for people: a table, the dearest parts, a picture."""
+
+from collections.abc import Sequence
+import html
+
+from mossjax.parallel.chips import GIB
+
+METHOD = (
+    "Estimated by the TPU compiler's own cycles of every instruction, our attention kernels by "
+    'their bundles, collectives by their bytes over the links; stalls, latency and the host are '
+    'not in it. Nothing was measured on a TPU. Absolute times to some 15 %, ratios better; memory '
+    "is the compiler's own peak."
+)
+_HEAD = ('slice', 'mesh', 'rows', 'remat', 'GiB', 'of', 'state', 'step s', 'peak', 'binds',
+         'tokens/s', 'speech s/s', 'chip-hours')  # fmt: skip
+_COLOURS = ('#3f6fb5', '#6ca6d9', '#d9822b', '#b5513f', '#7a9c59', '#8c6bb1', '#c9b458', '#777777')
+
+
+def table(rows: Sequence[dict]) -> str:
+    """One line for each planned choice (`search.Planned.figures`), best first."""
+    lines = [_HEAD, *(_fitting(row) if row['fits'] else _refused(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(_HEAD))]
+    return '\n'.join(
+        '  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
+        + (f'  {line[-1]}' if len(line) > len(_HEAD) else '')
+        for line in lines
+    )
+
+
+def _common(row: dict) -> tuple[str, ...]:
+    mesh = 'x'.join(str(n) for n in row['mesh'].values())
+    rows = str(row['rows']) if row['parts'] == 1 else f'{row["rows"]} x {row["parts"]}'
+    return row['slice'], mesh, rows, row['remat']
+
+
+def _fitting(row: dict) -> tuple[str, ...]:
+    held = row['bytes']
+    state = held['parameters'] + held['optimiser']
+    return (
+        *_common(row), f'{held["peak"] / GIB:.1f}', f'{held["limit"] / GIB:.1f}',
+        f'{state / GIB:.1f}', f'{row["seconds"]:.3g}', f'{row["share_of_peak"]:.1%}', row['binds'],
+        f'{row["tokens_per_second"]:,.0f}', f'{row["speech_seconds_per_second"]:,.0f}',
+        f'{row["chip_hours"]:,.0f}',
+    )  # fmt: skip
+
+
+def _refused(row: dict) -> tuple[str, ...]:
+    needed = row.get('needed')
+    return (
+        *_common(row), f'{needed / GIB:.1f}' if needed else '?', '', '', '', '', 'does not fit',
+        '', '', '',
+    )  # fmt: skip
+
+
+def details(row: dict) -> str:
+    """Of one choice: memory, collectives, and where the time goes."""
+    held, ms = row['bytes'], row['ms']
+    total = sum(ms.values())
+    lines = [
+        f'{row["slice"]}: {row["flags"]}',
+        '  memory of a chip: ' + ', '.join(
+            f'{name} {held[name] / GIB:.2f} GiB'
+            for name in ('parameters', 'optimiser', 'activations')
+        ),
+        f'  with the bound for a maximum in attention {row["seconds_bound"]:.3g} s instead of '
+        f'{row["seconds"]:.3g} s',
+        '  time by part:',
+        *(f'    {each:9.1f} ms {each / total:6.1%}  {name}' for name, each in ms.items()),
+        '  collectives, by time on the links:',
+        *(
+            f'    {x["wire_ms"]:9.1f} ms  {x["kind"]} of {x["mib"]} MiB, {x["runs"]} times'
+            + (', beside others' if x['beside_others'] else ', exposed')
+            for x in row['collectives'][:8]
+        ),
+    ]  # fmt: skip
+    return '\n'.join(lines)
+
+
+def explained(row: dict) -> str:
+    """The dearest parts of the step, with their places."""
+    lines = [f'{row["slice"]}: the dearest parts of a step']
+    lines += [
+        f'  {x["ms"]:9.2f} ms  {x["kind"]:10}  {x["where"]}  {x["shape"]}  ({x["runs"]} times)'
+        for x in row['dearest']
+    ]
+    return '\n'.join(lines)
+
+
+def picture(rows: Sequence[dict]) -> str:
+    """SVG: for each choice that fits a bar, as long as its step, cut into parts."""
+    rows = [row for row in rows if row['fits']]
+    names = list(dict.fromkeys(name for row in rows for name in row['ms']))
+    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
+    longest = max((sum(row['ms'].values()) for row in rows), default=1.0) or 1.0
+    left, wide, high = 230, 640, 26
+    marks = []
+    for i, row in enumerate(rows):
+        y, x = 16 + i * high, left
+        label = f'{row["slice"]}, {row["rows"]} rows, {row["remat"]}'
+        marks.append(_text(left - 8, y + 13, label, 'end'))
+        for name, ms in row['ms'].items():
+            width = ms / longest * wide
+            marks.append(
+                f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="18" '
+                f'fill="{colours[name]}"><title>{html.escape(name)}: {ms} ms</title></rect>'
+            )
+            x += width
+        marks.append(_text(x + 6, y + 13, f'{row["seconds"]:.3g} s'))
+    top = 28 + len(rows) * high
+    for i, name in enumerate(names):
+        x, y = left + i % 3 * 220, top + i // 3 * 20
+        marks.append(f'<rect x="{x}" y="{y}" width="12" height="12" fill="{colours[name]}"/>')
+        marks.append(_text(x + 18, y + 10, name))
+    height = top + (len(names) + 2) // 3 * 20 + 12
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide + 90}" height="{height}" '
+        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+        + ''.join(marks) + '</svg>\n'
+    )  # fmt: skip
+
+
+def _text(x: float, y: float, words: str, anchor: str = 'start') -> str:
+    return f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}">{html.escape(words)}</text>'

@@ -1,0 +1,157 @@
+"""Choosing among slices, layouts, rows and remat: arithmetic, refusals, ranking, the command."""
+
+import pathlib
+
+import pytest
+
+from experiments.benchmarks import attention
+from experiments.benchmarks import step as step_benchmark
+from experiments.proofs import record, tpu_train_step
+from mossjax.errors import InputError
+from mossjax.models.lm.config import LMConfig
+from mossjax.parallel import chips
+from mossjax.plan import account, arithmetic, choices, hlo, kernels, search, table
+from mossjax.plan.compile import Memory
+from mossjax.train.config import defaults
+from tests.plan.test_estimate import CHIP, PROGRAM
+
+RELEASED = LMConfig.released()
+PROOFS = record.read(pathlib.Path(tpu_train_step.__file__).with_suffix('.json'))['cases']
+TIMES = record.read(pathlib.Path(step_benchmark.__file__).with_suffix('.json'))['cases']
+
+
+def config(model='released', **changes):
+    made = defaults()
+    made.task, made.compute_dtype = 'lm', 'bfloat16'
+    made.model.config, made.model.attention, made.model.remat = model, 'flash', 'attention'
+    made.data.batch_size, made.data.rows, made.data.weights = 256, {'x': 'x'}, {'x': 1.0}
+    for key, value in changes.items():
+        made[key] = value
+    return made
+
+
+def test_the_table_of_bundles_is_the_record():
+    measured = record.read(pathlib.Path(attention.__file__).with_suffix('.json'))['generations']
+    for generation, bundles in kernels.BUNDLES.items():
+        assert bundles == {name: measured[generation]['ours'][name] for name in bundles}
+
+
+@pytest.mark.parametrize('name', [name for name in PROOFS if name.startswith('stage2')])
+def test_memory_by_arithmetic_is_near_the_compilers(name):
+    found = PROOFS[name]
+    needed = arithmetic.memory(
+        RELEASED, found['remat'], found['bytes_per_chip']['arguments'],
+        found['rows'] * found['context'], 1,
+    )  # fmt: skip
+    assert needed == pytest.approx(found['bytes_per_chip']['peak'], rel=arithmetic.SLACK - 1)
+
+
+@pytest.mark.parametrize('name', [name for name in TIMES if name.startswith('stage2')])
+def test_time_by_arithmetic_is_near_the_estimate(name):
+    found = TIMES[name]
+    generation = found['topology'].partition(':')[0]
+    tokens = found['rows'] * found['context']
+    step = arithmetic.seconds(RELEASED, found['remat'], generation, found['context'], tokens, 1)
+    assert step == pytest.approx(found['seconds']['online'], rel=0.2)
+
+
+def test_what_a_layer_keeps_grows_from_policy_to_policy():
+    kept = [arithmetic.kept(RELEASED, name)
+            for name in ('full', 'attention', 'heads', 'projections', 'none')]  # fmt: skip
+    assert kept == sorted(kept)
+    # By the formula of `nn.remat`: inputs, and what the matrices of a layer make of a position.
+    log_sums = 4 * 32
+    assert kept[3] - kept[0] == 2 * (2 * 4096 + 2 * 1024 + 2 * 12288 + 2 * 4096) + log_sums
+
+
+def test_rows_parts_and_tensor_keep_the_batch():
+    asked = config()
+    asked.data.batch_size = 512
+    made = choices.choices(
+        asked, ['v6e-8', '2xv6e-256'], rows=[1], tensor=[1, 2], remat=['full', 'heads']
+    )
+    assert len(made) == 8
+    for choice in made:
+        data, fsdp, tensor = choice.shape
+        assert data * fsdp * tensor == choice.chips
+        assert choice.rows * choice.parts * data * fsdp == 512
+        applied = choice.apply(asked)
+        assert applied.rules == ('fsdp_tensor' if tensor > 1 else 'fsdp')
+        assert applied.accumulate == choice.parts and applied.model.remat == choice.remat
+    assert [c.name for c in made[::4]] == ['v6e-8', '2xv6e-256']
+    assert made[4].shape == (2, 256, 1)  # slices lie along data
+
+
+@pytest.mark.parametrize(
+    ('changes', 'slices', 'options', 'named'),
+    [
+        ({}, ['v5p-127'], {}, '--slices v5p-127: no such slice; there are .*v5p-128'),
+        ({}, ['v5p-1024'], {}, 'batch_size is 256, no multiple of the 512 parts'),
+        ({'accumulate': 3}, ['v5p-128'], {}, 'config.accumulate=3; --rows may be 1, 2, 4'),
+        ({}, ['v5p-128'], {'rows': [3]}, 'parts of 3; --rows may be 1, 2, 4'),
+        ({}, ['v5p-128'], {'remat': ['some']}, '--remat some: choose from none, projections'),
+        ({'mesh.fsdp': 32}, ['v5p-128'], {}, '--slices v5p-128: mesh: .* 1 x 32 x 1 is not the'),
+        ({}, ['v5p-128'], {'tensor': [3]}, 'is not the number of devices, 64'),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_in_one_line(changes, slices, options, named):
+    made = config()
+    made.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=named) as caught:
+        choices.choices(made, slices, **options)
+    assert '\n' not in str(caught.value)
+
+
+def planned(name, seconds, fits=True):
+    [choice] = choices.choices(config(), [name])
+    found = {'seconds': seconds} if fits else {'refused': 'no', 'needed': 1}
+    return search.Planned(choices.Sized(choice, 1, seconds), found)
+
+
+def test_those_that_fit_come_first_and_then_by_chip_seconds():
+    made = [planned('v6e-256', 1.0), planned('v6e-64', 3.0), planned('v6e-32', 0.1, fits=False)]
+    by_choice = {each.sized.choice: each for each in made}
+    asked = []
+
+    def compiled(sized):
+        asked.append(sized.choice.name)
+        return by_choice[sized.choice]
+
+    ranked = search.plan([each.sized for each in made], compiled, most=1)
+    assert [x.sized.choice.name for x in ranked] == ['v6e-64', 'v6e-256', 'v6e-32']
+    assert asked == ['v6e-256', 'v6e-64', 'v6e-32']
+    hours = ranked[0].sized.chip_hours(1200)
+    assert hours == pytest.approx(1200 * 3.0 * 64 / 3600)
+
+
+def test_what_arithmetic_rules_out_is_not_compiled():
+    [choice] = choices.choices(config(), ['v5e-256'])
+    sized = choices.Sized(choice, int(40 * chips.GIB), 1.0)
+    [made] = search.plan([sized], lambda sized: pytest.fail('compiled'), most=1)
+    assert not made.fits and '40 of 15.8 GiB by arithmetic' in made.found['refused']
+
+
+def test_an_account_adds_up():
+    memory = Memory(arguments=70, outputs=70, aliased=70, temporaries=40, peak=100)
+    made = account.account(
+        hlo.parse(PROGRAM), CHIP, {'flash_forward': 5000}, memory, account.Held(30, 40), work=5e-3
+    )
+    assert made['bytes'] | {'limit': 0} == {
+        'peak': 100, 'parameters': 30, 'optimiser': 40, 'activations': 30, 'limit': 0
+    }  # fmt: skip
+    assert made['seconds'] == pytest.approx(10e-3)  # by hand, see test_estimate
+    assert made['share_of_peak'] == pytest.approx(0.5)
+    assert sum(made['seconds_of'].values()) == pytest.approx(10e-3)
+    assert made['seconds_of']['links'] == pytest.approx(1.6e-3)
+    assert made['binds'] == 'compute'
+    assert made['dearest'][0]['kind'] == 'kernel' and made['dearest'][0]['ms'] == 5.0
+    assert sum(x['runs'] for x in made['collectives']) == 2
+
+
+def test_the_picture_draws_each_part_to_scale():
+    row = {'slice': 'v5e-4', 'rows': 1, 'remat': 'full', 'seconds': 0.03, 'fits': True,
+           'ms': {'a <b>': 20.0, 'c': 10.0}}  # fmt: skip
+    drawn = table.picture([row, {**row, 'fits': False}])
+    assert drawn.count('<title>') == 2 and 'a &lt;b&gt;: 20.0 ms' in drawn
+    widths = [float(x.split('"')[0]) for x in drawn.split('width="')[1:] if '.' in x.split('"')[0]]
+    assert widths[0] == pytest.approx(2 * widths[1], abs=0.2)
