@@ -22,11 +22,16 @@ def main(plan: Path) -> None:
         ACTIONS[name](*arguments)
 
 
+def say(text: str) -> None:
+    """In one call to the system: a signal that comes in between must not tear a line."""
+    os.write(sys.stdout.fileno(), text.encode())
+
+
 def on_term(code: int | None) -> None:
     """What SIGTERM does: ends with this code, or only says that it came."""
 
     def told(*_):
-        print('told', flush=True)
+        say('told\n')
         if code is not None:
             sys.exit(code)
 
@@ -61,7 +66,7 @@ def meet() -> None:
 def spawn() -> None:
     """Starts a process that holds the pipe of this one open and would outlive it."""
     child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])
-    print(f'spawned {child.pid}', flush=True)
+    say(f'spawned {child.pid}\n')
 
 
 def hold(path: str) -> None:
@@ -74,8 +79,8 @@ WAKE, woken = os.pipe()
 os.set_blocking(woken, False)
 signal.set_wakeup_fd(woken)
 ACTIONS = {
-    'say': lambda text: print(text, flush=True),
-    'write': lambda text: (sys.stdout.write(text), sys.stdout.flush()),
+    'say': lambda text: say(f'{text}\n'),
+    'write': say,
     'exit': sys.exit,
     'kill': lambda number: os.kill(os.getpid(), number),
     'meet': meet,
