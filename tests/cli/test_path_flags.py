@@ -14,7 +14,7 @@ WRITES = {common.WRITE_FILE, common.WRITE_FOLDER, common.WRITE_FOLDER_OR_BUCKET}
 FILES = {common.READ_FILE, common.WRITE_FILE}
 REQUIRED = {'chat': ['model'], 'tokenize': ['codec', 'out'], 'train': ['workdir'],
             'rows': ['model', 'out'], 'voice': ['codec', 'out'],
-            'vocode': ['codec', 'codes', 'out']}
+            'vocode': ['codec', 'codes', 'out'], 'warm': ['model']}
 
 
 def command(name):
