@@ -307,7 +307,15 @@ def test_the_released_ids_on_a_narrow_model():
     assert reply.grid[:5, 1].max() < 16384 and reply.grid[5, 1] == 16384
 
 
-def test_waiting_for_a_reply_can_be_interrupted():
+@pytest.fixture
+def ctrl_c():
+    """Raises, also in a suite that was started in the background, where SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_waiting_for_a_reply_can_be_interrupted(ctrl_c):
     class Never:
         """A result that is not ready when Ctrl-C is typed, and never will be."""
 
