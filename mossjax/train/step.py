@@ -79,6 +79,8 @@ def _accumulated(task, gradients, trainable: dict, batch: dict, parts: int):
 
     def body(sums, part):
         (loss, (metrics, _)), grads = gradients(part, counts)
+        # The TPU compiler moves reductions out of such a loop, and fails where it half can.
+        grads = jax.lax.optimization_barrier(grads)
         return jax.tree.map(jnp.add, sums, grads), (loss, metrics)
 
     zeros = jax.tree.map(jnp.zeros_like, trainable)
