@@ -128,15 +128,16 @@ def test_left_padding_in_a_full_forward_changes_nothing(pair):
 
 
 def test_padding_in_a_cache_changes_nothing(pair):
-    """Two lanes of different lengths, read in pieces of 4: positions count real rows."""
+    """Two lanes read in pieces of up to 4 rows, padded to 4: positions count real rows."""
     config, _, _, extend, params = pair
-    grids = [tiny_grid(config, 1, n, seed=n)[0] for n in (9, 3)]
+    grids = [tiny_grid(config, 1, n, seed=n)[0] for n in (9, 6)]
+    cuts = ((0, 4, 8, 9), (0, 3, 3, 6))  # the second goes on after a piece that was not full
     cache = Cache.empty(config, 2, 15, 'float32', spare=4)
     found = [([], []), ([], [])]
-    for start in (0, 4, 8):
+    for step in range(3):
         rows, count = np.full((2, 4, 2), 5, np.int32), np.zeros(2, np.int32)
         for i, grid in enumerate(grids):
-            piece = grid[start : start + 4]
+            piece = grid[cuts[i][step] : cuts[i][step + 1]]
             rows[i, : len(piece)], count[i] = piece, len(piece)
         logits, cache = extend(params, rows, count, cache)
         assert all(np.isfinite(x).all() for x in logits)
