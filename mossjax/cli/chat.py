@@ -261,7 +261,6 @@ class _Partner:
             finally:
                 live.end()
 
-
     def _write(self, said) -> None:
         words = ''
         try:
@@ -287,20 +286,23 @@ def _open():
         'clean': (machine.CLEAN, dialogue.CLEAN),
         'upstream': (machine.UPSTREAM, dialogue.UPSTREAM),
     }[_RULES.value]
-    put, options = _held()
+    put, options, held = _held()
     chat = Chat.open(
         _MODEL.value, _CODEC.value, hears=_TEXT.value is None, speaks=_REPLY.value == 'speech',
         voice=open_voice(_VOICE.value, _CODEC.value) if _VOICE.value else None,
         longest=_LONGEST.value, rules=rules, style=style, put=put, adapter=_ADAPTER.value,
         streams=True, **options,
     )
+    if held:
+        talk.notice(held)
     if _GREEDY.value:
         chat = dataclasses.replace(chat, settings=chat.settings.greedy())
     return chat
 
 
 def _held() -> tuple:
-    """How parameters are held, and the engine's options: by the devices that are there."""
+    """How parameters are held, the engine's options, and what to say of it ('': nothing): by the
+    devices that are there."""
     from mossjax.convert.int8 import int8
     from mossjax.infer import fit, many_chips
     from mossjax.models.lm.cache import int8_rows
@@ -308,17 +310,18 @@ def _held() -> tuple:
     options = {'store': int8_rows} if _SMALL_CACHE.value else {}
     # A directory without a configuration is refused when it is opened.
     if not (pathlib.Path(_MODEL.value) / 'config.json').is_file():
-        return None, options
+        return None, options, ''
     config = fit.read_config(_MODEL.value)
     mesh = None if _ADAPTER.value else many_chips.mesh_for(config)
     chips = mesh.devices.size if mesh else 1
     quantised = fit.wants_int8(config, chips) if _INT8.value == AUTO else _INT8.value
+    held = [f'the model is divided over {chips} chips'] if mesh else []
     if quantised and _INT8.value == AUTO:
-        talk.notice('the model is held in int8, or it would not fit this device; --noint8 tries')
+        held.append('the model is held in int8, or it would not fit this device; --noint8 tries')
     if mesh is None:
-        return int8('bfloat16') if quantised else None, options
-    talk.notice(f'the model is divided over {chips} chips')
-    return many_chips.put(config, mesh, quantised), options | {'mesh': mesh}
+        return int8('bfloat16') if quantised else None, options, '; '.join(held)
+    put = many_chips.put(config, mesh, quantised)
+    return put, options | {'mesh': mesh}, '; '.join(held)
 
 
 def _write_grid(path: str, reply) -> None:

@@ -138,8 +138,8 @@ class Chat:
             _check_fits(longest, config.max_position_embeddings)
         encode = decode = mouth = None
         if codec_dir is not None and (hears or speaks):
-            encode, decode = open_codec(codec_dir, ids.eosp, hears, speaks and not streams, voice)
             mouth = open_mouth(codec_dir, ids.eosp, voice) if speaks and streams else None
+            encode, decode = open_codec(codec_dir, ids.eosp, hears, speaks and not streams, voice)
         config, params = open_lm(model_dir, put)
         net = network(config)
         if adapter is not None:
