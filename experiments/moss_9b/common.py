@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from mossjax.errors import InputError
+from mossjax.parallel import slices
 from mossjax.train.config import defaults
 
 
@@ -15,34 +16,25 @@ class Layout(NamedTuple):
     """How a run lies on a slice.
 
     Attributes:
-      chips: of all slices together. slices: how many are joined, along `data`.
-      tensor: chips that share a row.
       remat: what layers keep for the backward pass (`nn.remat`) of one row a part of the mesh at a
-        time. chunk: positions whose logits exist at a time.
+        time. tensor: chips that share a row. chunk: positions whose logits exist at a time.
     """
 
-    chips: int
     remat: str
     tensor: int = 1
-    slices: int = 1
     chunk: int = 2048
 
-    @property
-    def rows_at_once(self) -> int:
-        """One for each group of chips that share a row."""
-        return self.chips // self.tensor
 
-
-# By the names of `launch/slices.py`; NxNAME for several joined.
+# By the names of `parallel.slices`; NxNAME for several joined, along `data`.
 SLICES = {
-    'v5p-16': Layout(8, 'projections'),
-    'v5p-128': Layout(64, 'projections'),
+    'v5p-16': Layout('projections'),
+    'v5p-128': Layout('projections'),
     # A row of 14,336 positions is too long for one chip of 16 GB.
-    'v5e-16': Layout(16, 'full', tensor=2, chunk=1024),
-    'v5e-256': Layout(256, 'attention', tensor=2, chunk=1024),
-    'v6e-8': Layout(8, 'full', chunk=1024),
-    'v6e-256': Layout(256, 'heads', chunk=1024),
-    '2xv6e-256': Layout(512, 'heads', tensor=4, slices=2, chunk=1024),
+    'v5e-16': Layout('full', tensor=2, chunk=1024),
+    'v5e-256': Layout('attention', tensor=2, chunk=1024),
+    'v6e-8': Layout('full', chunk=1024),
+    'v6e-256': Layout('heads', chunk=1024),
+    '2xv6e-256': Layout('heads', tensor=4, chunk=1024),
 }
 
 
@@ -63,14 +55,16 @@ def moss_9b(rows: Mapping[str, str], context: int, batches: Mapping[str, int], n
             'behind the colon of --config FILE.py:SLICE'
         )
     layout, batch_size = SLICES[name], batches[name]
+    one, count = slices.several(name, 'slice')
+    rows_at_once = one.chips * count // layout.tensor  # one for each group that shares it
     config = defaults()
     config.task = 'lm'
     config.log_every = 10
     config.save_every = 500
     config.keep = 3
     config.compute_dtype = 'bfloat16'
-    config.mesh.data = config.mesh.slices = layout.slices
-    config.mesh.fsdp = layout.rows_at_once // layout.slices
+    config.mesh.data = config.mesh.slices = count
+    config.mesh.fsdp = rows_at_once // count
     config.mesh.tensor = layout.tensor
     config.rules = 'fsdp_tensor' if layout.tensor > 1 else 'fsdp'
     config.model.config = 'released'
@@ -81,7 +75,7 @@ def moss_9b(rows: Mapping[str, str], context: int, batches: Mapping[str, int], n
     config.data.weights = {name: 1.0 for name in rows}
     config.data.context = context
     config.data.batch_size = batch_size
-    config.accumulate = max(1, batch_size // layout.rows_at_once)
+    config.accumulate = max(1, batch_size // rows_at_once)
     config.optim.weight_decay = 0.1
     return config
 

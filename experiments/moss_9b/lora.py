@@ -10,6 +10,8 @@ that stay have no gradient. `experiments/own_voice` has a small one that runs an
 
 from experiments.moss_9b import sft
 
+ROWS = sft.ROWS
+
 
 def get_config(slice='v6e-8'):
     config = sft.get_config(slice)

@@ -13,7 +13,6 @@ files stay, from which step times are estimated (`experiments.benchmarks.step`).
 """
 
 import dataclasses
-import importlib
 import importlib.metadata
 import math
 import sys
@@ -23,11 +22,12 @@ from absl import app, flags, logging
 import jax
 from jax.sharding import AbstractMesh
 
+from experiments.moss_9b import lora, sft, stage1, stage2
 from experiments.proofs import record
-from mossjax.parallel import chips, options
+from mossjax.parallel import chips, options, slices
 from mossjax.parallel.mesh import AXES, MeshConfig, make_mesh
-from mossjax.plan import choices, programs
 from mossjax.plan import compile as plan
+from mossjax.plan import programs
 
 
 class Case(NamedTuple):
@@ -61,22 +61,12 @@ class Case(NamedTuple):
 
 # Steps of the 8,192-position cases' schedules, constants of their programs.
 STEPS = {'stage1': 80_000, 'stage2': 130_000}
-SHIPPED = {
-    **{f'{stage}:{name}': (stage, name)
-       for stage in ('stage1', 'stage2')
-       for name in ('v5p-128', 'v5e-256', 'v6e-256', '2xv6e-256')},
-    **{f'{stage}:{name}': (stage, name)
-       for stage in ('sft', 'lora') for name in ('v5p-16', 'v5e-16', 'v6e-8')},
-}  # fmt: skip
-
-
-def config_of(stage: str, *slice_: str):
-    return importlib.import_module(f'experiments.moss_9b.{stage}').get_config(*slice_)
+STAGES = {'stage1': stage1, 'stage2': stage2, 'sft': sft, 'lora': lora}
 
 
 def shipped(stage: str, name: str) -> Case:
     """The case of a config on its slice."""
-    config, (slice_, count) = config_of(stage, name), choices.find(name)
+    config, (slice_, count) = STAGES[stage].get_config(name), slices.several(name, stage)
     return Case(
         stage, slice_.topology, config.data.batch_size // config.accumulate // (
             config.mesh.data * config.mesh.fsdp
@@ -90,16 +80,19 @@ CASES = {
     'stage2@v5p:4x4x4': Case('stage2', 'v5p:4x4x4', 2, 8192, 'projections'),
     'stage2@v5e:16x16': Case('stage2', 'v5e:16x16', 1, 8192, 'attention'),
     'stage2@v6e:16x16': Case('stage2', 'v6e:16x16', 2, 8192, 'heads', chunk=1024),
-    **{name: shipped(*which) for name, which in SHIPPED.items()},
+    **{
+        f'{stage}:{name}': shipped(stage, name)
+        for stage, module in STAGES.items() for name in module.ROWS
+    },
 }
 
 
 def lowered(case: Case, mesh):
     """The lowered step of a case on a mesh of devices or an abstract one."""
     if case.slice:
-        config = config_of(case.stage, case.slice)
+        config = STAGES[case.stage].get_config(case.slice)
     else:
-        config = config_of(case.stage)
+        config = STAGES[case.stage].get_config()
         config.steps = STEPS[case.stage]
     config.model.remat, config.loss.chunk = case.remat, case.chunk
     return programs.training(config, mesh, case.rows, case.context, case.parts).lowered

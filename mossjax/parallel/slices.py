@@ -7,6 +7,7 @@ chip), v5e and v6e count chips.
 import dataclasses
 import difflib
 import math
+import re
 
 from mossjax.errors import InputError
 
@@ -72,3 +73,11 @@ def find(name: str, where: str) -> Slice:
         return SLICES[known]
     close = difflib.get_close_matches(known, SLICES) or SLICES
     raise InputError(f'{where} {name}: no such slice; there are {", ".join(close)}')
+
+
+def several(name: str, where: str) -> tuple[Slice, int]:
+    """'v5p-128' or '2xv6e-256' -> (slice, how many of it are joined); see `find`."""
+    count, _, one = name.partition('x')
+    if not re.fullmatch('[1-9][0-9]*', count):
+        count, one = '1', name
+    return find(one, where), int(count)

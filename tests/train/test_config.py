@@ -14,12 +14,11 @@ import experiments.codec_24k
 import experiments.moss_9b
 from experiments.moss_9b import common, lora, sft, stage1, stage2
 import experiments.nano.configs
-from launch.slices import SLICES
 from mossjax.cli import main as cli
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.flops import convention
-from mossjax.parallel import chips, rules
+from mossjax.parallel import chips, rules, slices
 from mossjax.parallel.mesh import MeshConfig, make_mesh
 from mossjax.parallel.rows import Rows
 from mossjax.plan import compile as plan
@@ -67,12 +66,10 @@ def test_9b_configs_are_the_papers():
 def test_9b_configs_fit_their_slices(name):
     """On devices as libtpu names them: rows of the paper's length, one at a time for each group of
     chips that share it, every one of them read by the processes that hold it."""
-    slices, _, name_of_one = name.rpartition('x')
-    one, slices = SLICES[name_of_one], int(slices or 1)
-    generation = name_of_one.split('-')[0]
-    devices = plan.devices(f'{generation}:{one.topology}', slices)
+    one, count = slices.several(name, '')
+    devices = plan.devices(one.topology, count)
     processes = {device.process_index for device in devices}
-    stages = [stage for stage in STAGES if name in getattr(stage, 'ROWS', sft.ROWS)]
+    stages = [stage for stage in STAGES if name in stage.ROWS]
     assert stages == ([stage1, stage2] if len(devices) > 16 else [sft, lora])
     for stage in stages:
         config = stage.get_config(name)
@@ -101,8 +98,8 @@ def test_what_9b_configs_say_of_their_batches_and_steps_is_arithmetic(stage, pap
         assert int(sign + off) == round(100 * (tokens / paper - 1))
         assert int(steps.replace(',', '')) == stage.get_config(name).steps
         assert abs(stage.get_config(name).steps * tokens / seen - 1) < 1e-3
-        chip = chips.CHIPS[name.rpartition('x')[2].split('-')[0]]
-        flops = common.SLICES[name].chips * chip.flops * int(mfu) / 100
+        one, count = slices.several(name, '')
+        flops = one.chips * count * chips.CHIPS[one.generation].flops * int(mfu) / 100
         step = tokens * convention(LMConfig.released(), 14_336) / flops
         assert abs(float(seconds) - step) <= 0.06
 
