@@ -3,7 +3,6 @@ computes."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import re
 
 from ml_collections import ConfigDict
 
@@ -15,14 +14,12 @@ from mossjax.parallel.mesh import AXES, MeshConfig
 from mossjax.parallel.slices import Slice
 from mossjax.plan import account, arithmetic, programs
 
-_SEVERAL = re.compile(r'(?:(\d+)x)?(.+)')
-
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """
     Attributes:
-      slice, mesh: on what, and how it is divided; mesh.slices of the slice.
+      slice, mesh: on what, and how it is divided, in numbers; mesh.slices of the slice.
       rows: on each part of the mesh that holds rows, at a time. parts: of a batch, one after
         another.
       remat: a name of `nn.remat.POLICIES`.
@@ -40,7 +37,7 @@ class Choice:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.mesh.shape(self.chips)
+        return self.mesh.data, self.mesh.fsdp, self.mesh.tensor
 
     @property
     def name(self) -> str:
@@ -60,10 +57,9 @@ class Choice:
     def shown(self) -> str:
         """Its keys, as on the command line of a run."""
         keys = {'model.remat': self.remat, 'accumulate': self.parts}
+        keys |= {f'mesh.{name}': n for name, n in dataclasses.asdict(self.mesh).items()}
         if self.mesh.tensor > 1:
-            keys |= {'mesh.tensor': self.mesh.tensor, 'rules': 'fsdp_tensor'}
-        if self.mesh.slices > 1:
-            keys |= {'mesh.slices': self.mesh.slices, 'mesh.data': self.mesh.data}
+            keys |= {'rules': 'fsdp_tensor'}
         return ' '.join(f'--config.{key}={value}' for key, value in keys.items())
 
 
@@ -83,31 +79,32 @@ class Sized:
         return steps * self.seconds * self.choice.chips / 3600
 
 
-def find(name: str) -> tuple[Slice, int]:
-    """'v5p-128' or '2xv6e-256' -> (slice, how many)."""
-    count, one = _SEVERAL.fullmatch(name).groups()
-    return slices.find(one, '--slices'), int(count or 1)
-
-
 def meshes(config: ConfigDict, names: Sequence[str], tensor: Sequence[int]):
-    """(slice, mesh) for each slice and each size of the tensor axis, the config's if none is named.
+    """(slice, mesh in numbers) for each slice and each size of the tensor axis, the config's if
+    none is named; of another size than the config's, fsdp takes the chips that are left.
 
     Raises:
       InputError: no such slice, or the config's mesh does not fit it.
     """
     given = MeshConfig(**config.mesh)
     for name in names:
-        slice_, count = find(name)
-        mesh = given
-        if count != given.slices:
-            mesh = dataclasses.replace(given, slices=count, data=max(given.data, count))
-        for size in tensor or [mesh.tensor]:
-            divided = dataclasses.replace(mesh, tensor=size)
+        slice_, count = slices.several(name, '--slices')
+        data = given.data if given.data == -1 else given.data // given.slices * count
+        for size in tensor or [given.tensor]:
+            fsdp = given.fsdp if size == given.tensor or data == -1 else -1
             try:
-                divided.shape(slice_.chips * count)
+                yield slice_, in_numbers(MeshConfig(data, fsdp, size, count), slice_)
             except InputError as error:
                 raise InputError(f'--slices {name}: {error}') from error
-            yield slice_, divided
+
+
+def in_numbers(mesh: MeshConfig, slice_: Slice) -> MeshConfig:
+    """The mesh of so many of a slice, without -1.
+
+    Raises:
+      InputError: it does not fit.
+    """
+    return MeshConfig(*mesh.shape(slice_.chips * mesh.slices), mesh.slices)
 
 
 def choices(
@@ -136,16 +133,7 @@ def choices(
 
 def _rows(config, slice_: Slice, mesh: MeshConfig, rows: Sequence[int]) -> Iterator:
     """(rows at a time, parts of the batch) of a layout."""
-    batch, chips_ = config.data.batch_size, slice_.chips * mesh.slices
-    data, fsdp, _ = mesh.shape(chips_)
-    holders = data * fsdp
-    if batch % holders:
-        raise InputError(
-            f'config.data.batch_size is {batch}, no multiple of the {holders} parts of '
-            f'{slice_.name} that hold rows; the nearest are {batch // holders * holders or holders}'
-            f' and {(batch // holders + 1) * holders}, or set config.mesh.tensor'
-        )
-    each = batch // holders
+    each = rows_of_a_part(config, slice_, mesh)
     wanted = rows or [each // config.accumulate if each % config.accumulate == 0 else 0]
     for count in wanted:
         if count < 1 or each % count:
@@ -155,6 +143,23 @@ def _rows(config, slice_: Slice, mesh: MeshConfig, rows: Sequence[int]) -> Itera
                 f'--rows may be {", ".join(map(str, divisors(each)))}'
             )
         yield count, each // count
+
+
+def rows_of_a_part(config: ConfigDict, slice_: Slice, mesh: MeshConfig) -> int:
+    """Of a batch, on each part of the mesh that holds rows.
+
+    Raises:
+      InputError: they are not all of so many.
+    """
+    batch, holders = config.data.batch_size, mesh.data * mesh.fsdp
+    if batch % holders:
+        near = {max(batch // holders, 1) * holders, (batch // holders + 1) * holders}
+        raise InputError(
+            f'config.data.batch_size is {batch}, no multiple of the {holders} parts of '
+            f'{slice_.name} that hold rows; the nearest: {", ".join(map(str, sorted(near)))}; '
+            'or set config.mesh.tensor'
+        )
+    return batch // holders
 
 
 def divisors(n: int) -> list[int]:

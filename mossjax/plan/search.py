@@ -1,6 +1,6 @@
 """Compiles the choices that arithmetic lets through, remembers what was found, and ranks them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 from mossjax import files
 from mossjax.errors import InputError
 from mossjax.parallel import chips, options, slices
-from mossjax.parallel.mesh import AXES, make_mesh
+from mossjax.parallel.mesh import AXES, MeshConfig, make_mesh
 from mossjax.plan import account, choices, hlo, kernels, programs
 from mossjax.plan import compile as compiler
 from mossjax.plan.arithmetic import SLACK
 from mossjax.plan.choices import Choice, Sized
 
 CODES_A_SECOND = 12.5
+TRIES = 4  # changes of a kind that are compiled where nothing fits
 _ROUND = 1  # of what is remembered: another figure when accounts change
 
 
@@ -180,24 +181,24 @@ def _too_large(sized: Sized) -> dict:
 
 def change(
     config: ConfigDict, refused: Sequence[Planned], sizes: choices.Sizes,
-    compiled: Callable[[Sized], Planned], tries: int = 4,
-    tell_user: Callable[[str], None] = lambda text: None,
+    compiled: Callable[[Sized], Planned], tell_user: Callable[[str], None] = lambda text: None,
 ) -> Planned | None:
     """What to change where nothing fits: of rows, remat and slice the change, or if no one is
     enough the changes, with the fewest chip-hours that compiles. None if none does."""
     before = {each.sized.choice for each in refused}
+    tried = set(before)
     for wanted in (1, 3):
-        steps = {
+        others = {
             other for choice in before for other in _others(config, choice)
             if _differ(choice, other) <= wanted
         }  # fmt: skip
-        found = [sizes(each) for each in steps - before]
-        found = [each for each in found if each.memory <= each.limit]
-        for sized in sorted(found, key=_cheapest)[:tries]:
+        found = [each for each in map(sizes, others - tried) if each.memory <= each.limit]
+        for sized in sorted(found, key=_cheapest)[:TRIES]:
             tell_user(_name(sized))
             made = compiled(sized)
             if made.fits:
                 return made
+            tried.add(sized.choice)
     return None
 
 
@@ -210,24 +211,17 @@ def _differ(a: Choice, b: Choice) -> int:
     return (a.parts != b.parts) + (a.remat != b.remat) + (a.slice != b.slice)
 
 
-def _others(config: ConfigDict, choice: Choice) -> list[Choice]:
+def _others(config: ConfigDict, choice: Choice) -> Iterator[Choice]:
     """All with other rows, remat or a slice of the same generation and so many tensor parts."""
-    found = []
+    data, _, tensor = choice.shape
     for slice_ in slices.SLICES.values():
         if slice_.generation != choice.slice.generation:
             continue
-        mesh = choice.mesh
         try:
-            data, fsdp, _ = mesh.shape(slice_.chips * mesh.slices)
+            mesh = choices.in_numbers(MeshConfig(data, -1, tensor, choice.mesh.slices), slice_)
+            each = choices.rows_of_a_part(config, slice_, mesh)
         except InputError:
             continue
-        batch = config.data.batch_size
-        if batch % (data * fsdp):
-            continue
-        each = batch // (data * fsdp)
-        found += [
-            Choice(slice_, mesh, rows, each // rows, remat)
-            for rows in choices.divisors(each)
-            for remat in ('projections', 'heads', 'attention', 'full')
-        ]
-    return found
+        for rows in choices.divisors(each):
+            for remat in ('projections', 'heads', 'attention', 'full'):
+                yield Choice(slice_, mesh, rows, each // rows, remat)

@@ -1,6 +1,7 @@
 """Choosing among slices, layouts, rows and remat: arithmetic, refusals, ranking, the command."""
 
 import pathlib
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from experiments.proofs import record, tpu_train_step
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
 from mossjax.parallel import chips
+from mossjax.parallel.mesh import MeshConfig
 from mossjax.plan import account, arithmetic, choices, hlo, kernels, search, table
 from mossjax.plan.compile import Memory
 from mossjax.train.config import defaults
@@ -86,7 +88,9 @@ def test_rows_parts_and_tensor_keep_the_batch():
     ('changes', 'slices', 'options', 'named'),
     [
         ({}, ['v5p-127'], {}, '--slices v5p-127: no such slice; there are .*v5p-128'),
-        ({}, ['v5p-1024'], {}, 'batch_size is 256, no multiple of the 512 parts'),
+        ({}, ['v5p-8', ''], {}, '--slices : no such slice'),
+        ({}, ['0xv5p-8'], {}, '--slices 0xv5p-8: no such slice'),
+        ({}, ['v5p-1024'], {}, 'batch_size is 256, no multiple of the 512 .* nearest: 512;'),
         ({'accumulate': 3}, ['v5p-128'], {}, 'config.accumulate=3; --rows may be 1, 2, 4'),
         ({}, ['v5p-128'], {'rows': [3]}, 'parts of 3; --rows may be 1, 2, 4'),
         ({}, ['v5p-128'], {'remat': ['some']}, '--remat some: choose from none, projections'),
@@ -100,6 +104,18 @@ def test_what_does_not_fit_together_is_refused_in_one_line(changes, slices, opti
     with pytest.raises(InputError, match=named) as caught:
         choices.choices(made, slices, **options)
     assert '\n' not in str(caught.value)
+
+
+def test_another_tensor_axis_and_another_number_of_slices_fit_a_config_laid_out_in_numbers():
+    asked = config()
+    asked.data.batch_size = 512
+    asked.mesh.data, asked.mesh.fsdp, asked.mesh.slices = 2, 256, 2
+    made = choices.choices(asked, ['2xv6e-256', 'v6e-256'], tensor=[1, 2])
+    assert [choice.shape for choice in made] == [(2, 256, 1), (2, 128, 2), (1, 256, 1), (1, 128, 2)]
+    for choice in made:  # what is shown is the whole of it
+        told = dict(re.findall(r'--config\.mesh\.(\w+)=(\d+)', choice.shown()))
+        mesh = MeshConfig(**{name: int(n) for name, n in told.items()})
+        assert mesh.shape(choice.chips) == choice.shape and mesh.slices == choice.mesh.slices
 
 
 def planned(name, seconds, fits=True):
@@ -129,6 +145,27 @@ def test_what_arithmetic_rules_out_is_not_compiled():
     sized = choices.Sized(choice, int(40 * chips.GIB), 1.0)
     [made] = search.plan([sized], lambda sized: pytest.fail('compiled'), most=1)
     assert not made.fits and '40 of 15.8 GiB by arithmetic' in made.found['refused']
+
+
+def test_no_change_is_compiled_twice_and_those_of_one_key_come_first():
+    """The config names its fsdp axis: other slices are tried all the same."""
+    asked = config()
+    asked.mesh.fsdp = 256
+    [refused] = choices.choices(asked, ['v5e-256'], remat=['full'])
+    seen = []
+
+    def compiled(sized):
+        seen.append(sized.choice)
+        return search.Planned(sized, {'refused': 'no', 'needed': None})
+
+    def sizes(choice):
+        return choices.Sized(choice, 1, 1 / choice.chips)
+
+    made = search.change(asked, [search.Planned(sizes(refused), {'refused': ''})], sizes, compiled)
+    assert made is None and len(seen) == len(set(seen)) == 2 * search.TRIES
+    assert refused not in seen and {choice.slice.name for choice in seen} > {'v5e-1'}
+    assert all((x.remat, x.parts) == ('full', 1) or x.slice == refused.slice
+               for x in seen[: search.TRIES])  # fmt: skip
 
 
 def test_an_account_adds_up():
