@@ -19,28 +19,24 @@ from experiments.proofs import tpu_train_step as proof
 from mossjax.models.lm import flops
 from mossjax.models.lm.config import LMConfig
 from mossjax.parallel import chips
-from mossjax.plan import account, hlo, kernels
-from mossjax.plan import estimate as estimates
+from mossjax.plan import account, hlo
 
 
 def table(case: proof.Case, dump: str) -> dict:
     """What the record holds of one case."""
-    config, module = LMConfig.released(), hlo.read(dump)
-    chip = chips.CHIPS[case.generation]
-    made = {
-        road: estimates.estimate(module, chip, kernels.cycles(
-            case.generation, config.num_attention_heads, config.num_key_value_heads, case.rows,
-            case.context, road,
-        )) for road in kernels.ROADS
-    }  # fmt: skip
-    tokens = case.rows * case.context
+    config = LMConfig.released()
+    peak = chips.CHIPS[case.generation].flops
+    made = account.by_road(
+        hlo.read(dump), case.generation, config, case.rows, case.context, case.tensor
+    )
+    tokens = case.rows * case.parts * case.context / case.tensor  # of a step, on each chip
     work = flops.convention(config, case.context) * tokens
     online = made['online']
     return {
         **case._asdict(),
         'seconds': {road: round(x.seconds, 4) for road, x in made.items()},
         'share_of_peak': {
-            road: round(work / x.seconds / chip.flops, 4) for road, x in made.items()
+            road: round(work / x.seconds / peak, 4) for road, x in made.items()
         },
         'tokens_per_second_and_chip': round(tokens / online.seconds),
         'exposed_collectives_ms': round(online.exposed * 1e3, 1),

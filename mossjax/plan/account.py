@@ -1,15 +1,17 @@
 """What is to be said of a compiled step: memory, time and what it goes to, in plain figures."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 import dataclasses
 
 import jax
 
-from mossjax.parallel.chips import Chip
-from mossjax.plan import estimate as estimates
+from mossjax.models.lm.config import LMConfig
+from mossjax.parallel.chips import CHIPS, Chip
+from mossjax.plan import kernels
 from mossjax.plan.compile import Memory
-from mossjax.plan.estimate import Estimate, Part
+from mossjax.plan.estimate import Estimate, Part, estimate
+from mossjax.plan.hlo import Module
 
 DEAREST = 10
 
@@ -92,29 +94,42 @@ def collectives(made: Estimate) -> list[dict]:
     ]  # fmt: skip
 
 
-def dearest(made: Estimate, count: int = DEAREST) -> list[dict]:
+def dearest(made: Estimate) -> list[dict]:
     """The parts that take longest, those of one place and kind together: ms, runs, file:line."""
     found: dict[tuple, list] = defaultdict(lambda: [0.0, 0])
     for part in made.parts:
         key = part.kind, part.where or '(no place)', part.shape.partition('{')[0][:60]
         found[key] = [found[key][0] + part.seconds * 1e3, max(found[key][1], part.runs)]
-    best = sorted(found.items(), key=lambda x: -x[1][0])[:count]
+    best = sorted(found.items(), key=lambda x: -x[1][0])[:DEAREST]
     return [
         {'ms': round(ms, 2), 'runs': runs, 'kind': kind, 'where': where, 'shape': shape}
         for (kind, where, shape), (ms, runs) in best
     ]
 
 
-def account(
-    module, chip: Chip, kernels: Mapping[str, float], memory: Memory, held: Held, work: float
-) -> dict:
+def by_road(
+    module: Module, generation: str, model: LMConfig, rows: int, context: int, tensor: int
+) -> dict[str, Estimate]:
+    """Road of the attention kernels (`kernels.ROADS`) -> estimate of a training step.
+
+    Args:
+      rows: on a device at a time. context: positions of a row. tensor: devices that share a row.
+    """
+    heads = model.num_attention_heads // tensor, model.num_key_value_heads // tensor
+    return {
+        road: estimate(
+            module, CHIPS[generation], kernels.cycles(generation, *heads, rows, context, road)
+        )
+        for road in kernels.ROADS
+    }
+
+
+def account(made: Estimate, chip: Chip, memory: Memory, held: Held, work: float) -> dict:
     """Figures of one compiled step, ready for JSON.
 
     Args:
-      module: `plan.hlo.Module`. kernels: as `plan.estimate.estimate` takes them.
       work: operations of a step on one device, by the convention.
     """
-    made = estimates.estimate(module, chip, kernels)
     bound = binding(made)
     return {
         'bytes': {

@@ -34,7 +34,7 @@ BUNDLES: dict[str, dict[str, int]] = {
 
 
 def cycles(
-    generation: str, heads: int, kv_heads: int, rows: int, context: int, road: str = 'online'
+    generation: str, heads: int, kv_heads: int, rows: int, context: int, road: str
 ) -> Mapping[str, float]:
     """Part of a kernel's name -> cycles of one call on causal rows, as `plan.estimate` takes it.
 

@@ -15,7 +15,7 @@ from mossjax import files
 from mossjax.errors import InputError
 from mossjax.parallel import chips, options, slices
 from mossjax.parallel.mesh import AXES, MeshConfig, make_mesh
-from mossjax.plan import account, choices, hlo, kernels, programs
+from mossjax.plan import account, choices, hlo, programs
 from mossjax.plan import compile as compiler
 from mossjax.plan.arithmetic import SLACK
 from mossjax.plan.choices import Choice, Sized
@@ -122,18 +122,15 @@ class Compiler:
 
 def tell(program: programs.Program, module: hlo.Module, memory, choice: Choice) -> dict:
     """`account.account` of a step, on the online road; 'seconds_bound' on the other."""
-    generation, model = choice.slice.generation, program.model
-    chip = chips.CHIPS[generation]
-    found = {}
-    for road in kernels.ROADS:
-        tensor = program.tensor
-        costs = kernels.cycles(
-            generation, model.num_attention_heads // tensor, model.num_key_value_heads // tensor,
-            program.rows, program.context, road,
-        )  # fmt: skip
-        held = account.Held.of(program.layout)
-        found[road] = account.account(module, chip, costs, memory, held, program.work)
-    return {**found['online'], 'seconds_bound': found['bound']['seconds']}
+    generation = choice.slice.generation
+    made = account.by_road(
+        module, generation, program.model, program.rows, program.context, program.tensor
+    )
+    found = account.account(
+        made['online'], chips.CHIPS[generation], memory, account.Held.of(program.layout),
+        program.work,
+    )  # fmt: skip
+    return {**found, 'seconds_bound': made['bound'].seconds}
 
 
 def plan(

@@ -14,6 +14,7 @@ from mossjax.parallel import chips
 from mossjax.parallel.mesh import MeshConfig
 from mossjax.plan import account, arithmetic, choices, hlo, kernels, search, table
 from mossjax.plan.compile import Memory
+from mossjax.plan.estimate import estimate
 from mossjax.train.config import defaults
 from tests.plan.test_estimate import CHIP, PROGRAM
 
@@ -40,21 +41,40 @@ def test_the_table_of_bundles_is_the_record():
 
 @pytest.mark.parametrize('name', [name for name in PROOFS if name.startswith('stage2')])
 def test_memory_by_arithmetic_is_near_the_compilers(name):
-    found = PROOFS[name]
+    found, case = PROOFS[name], tpu_train_step.CASES[name]
     needed = arithmetic.memory(
-        RELEASED, found['remat'], found['bytes_per_chip']['arguments'],
-        found['rows'] * found['context'], 1,
+        RELEASED, case.remat, found['bytes_per_chip']['arguments'], case.rows * case.context,
+        case.tensor,
     )  # fmt: skip
     assert needed == pytest.approx(found['bytes_per_chip']['peak'], rel=arithmetic.SLACK - 1)
 
 
 @pytest.mark.parametrize('name', [name for name in TIMES if name.startswith('stage2')])
 def test_time_by_arithmetic_is_near_the_estimate(name):
-    found = TIMES[name]
-    generation = found['topology'].partition(':')[0]
-    tokens = found['rows'] * found['context']
-    step = arithmetic.seconds(RELEASED, found['remat'], generation, found['context'], tokens, 1)
+    found, case = TIMES[name], tpu_train_step.CASES[name]
+    tokens = case.rows * case.parts * case.context
+    step = arithmetic.seconds(
+        RELEASED, case.remat, case.generation, case.context, tokens, case.tensor
+    )
     assert step == pytest.approx(found['seconds']['online'], rel=0.2)
+
+
+def test_the_kernels_of_a_step_take_what_is_on_record_and_less_where_chips_share_a_row():
+    found = TIMES['stage2@v5p:4x4x4']
+    clock = chips.CHIPS['v5p'].clock
+    cost = kernels.cycles('v5p', 32, 8, found['rows'], found['context'], 'online')
+    layers = 32 + 2 * 4  # each once forward, once backward
+    taken = layers * sum(cost.values()) / clock * 1e3
+    assert taken == pytest.approx(found['ms']['attention kernels'], abs=0.05)
+
+    def forward(road, tensor):
+        """PROGRAM calls the kernel once."""
+        made = account.by_road(hlo.parse(PROGRAM), 'v5p', RELEASED, 2, 8192, tensor)[road]
+        return sum(part.seconds for part in made.parts if part.kind == 'kernel')
+
+    assert forward('online', 1) == pytest.approx(cost['flash_forward'] / clock)
+    assert forward('online', 4) == pytest.approx(forward('online', 1) / 4)
+    assert forward('bound', 1) != forward('online', 1)
 
 
 def test_what_a_layer_keeps_grows_from_policy_to_policy():
@@ -171,8 +191,9 @@ def test_no_change_is_compiled_twice_and_those_of_one_key_come_first():
 def test_an_account_adds_up():
     memory = Memory(arguments=70, outputs=70, aliased=70, temporaries=40, peak=100)
     made = account.account(
-        hlo.parse(PROGRAM), CHIP, {'flash_forward': 5000}, memory, account.Held(30, 40), work=5e-3
-    )
+        estimate(hlo.parse(PROGRAM), CHIP, {'flash_forward': 5000}), CHIP, memory,
+        account.Held(30, 40), work=5e-3,
+    )  # fmt: skip
     assert made['bytes'] | {'limit': 0} == {
         'peak': 100, 'parameters': 30, 'optimiser': 40, 'activations': 30, 'limit': 0
     }  # fmt: skip
