@@ -35,7 +35,7 @@ def start(
                 int(os.environ.get(name, '')) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
             )
         given = (coordinator, processes, process)
-        if about := given if coordinator else roll_call.known(os.environ):
+        if about := roll_call.known(os.environ) if None in given else given:
             roll_call.roll_call(*about, timeout_s)
         jax.distributed.initialize(
             coordinator, processes, process, initialization_timeout=timeout_s

@@ -64,7 +64,8 @@ def _gather(port: int, count: int, end: float, timeout_s: float) -> str:
     except OSError as error:
         return (f'port {port}, where the hosts are to meet, cannot be opened ({error.strerror}): '
                 'end what has it (a run that is still there?), or set JAX_COORDINATOR_PORT')
-    came: dict[int, socket.socket] = {}
+    came: set[int] = set()
+    waiting: list[socket.socket] = []  # for the verdict
     fault = ''
     with server, contextlib.ExitStack() as stack:
         while len(came) < count - 1 and not fault and (left := end - time.monotonic()) > 0:
@@ -74,21 +75,22 @@ def _gather(port: int, count: int, end: float, timeout_s: float) -> str:
                 stack.enter_context(other)
                 other.settimeout(WORD_S)
                 number, told = map(int, _line(other).split())
+                waiting.append(other)
                 if told != count:
                     fault = f'host {number} was told of {told} hosts, host 0 of {count}'
                 elif number in came or not 0 < number < count:
                     fault = f'host {number} of {count} came twice, or is one too many'
-                came[number] = other
-        missing = sorted(set(range(1, count)) - came.keys())
+                came.add(number)
+        missing = sorted(set(range(1, count)) - came)
         if fault:
             fault += ': start the same job on all of its hosts, once on each'
         elif missing:
             fault = (f'of {count} hosts {listed(missing)} did not come within {timeout_s:g} s: '
                      'look whether they run, and whether the firewall lets hosts reach one another')
-        for other in came.values():
+        for other in waiting:
             with contextlib.suppress(OSError):
                 other.sendall(f'{fault}\n'.encode())
-        for other in came.values():  # they close first, which leaves the port free
+        for other in waiting:  # they close first, which leaves the port free
             with contextlib.suppress(OSError):
                 other.recv(1)
     return fault

@@ -39,10 +39,11 @@ def test_the_missing_are_named_on_all_hosts():
 @pytest.mark.parametrize('hosts, named', [
     ([(0, 2), (1, 3)], 'host 1 was told of 3 hosts, host 0 of 2'),
     ([(0, 3), (5, 3)], 'host 5 of 3 came twice, or is one too many'),
+    ([(0, 3), (1, 3), (1, 3)], 'host 1 of 3 came twice, or is one too many'),
 ])  # fmt: skip
 def test_hosts_of_another_job_are_named(hosts, named):
-    said = outcomes(hosts, 3)
-    assert named in said[0] and any(named in (other or '') for other in said[1:])
+    """To all that came, both of a pair."""
+    assert all(named in said for said in outcomes(hosts, 3))
 
 
 def test_a_host_0_that_is_not_there_and_a_port_that_is_taken(monkeypatch):
