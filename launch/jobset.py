@@ -141,7 +141,7 @@ def _exits(*codes: int) -> dict:
 def _pod(job_: Job) -> dict:
     selector = {
         'cloud.google.com/gke-tpu-accelerator': job_.slice.accelerator,
-        'cloud.google.com/gke-tpu-topology': job_.slice.topology,
+        'cloud.google.com/gke-tpu-topology': job_.slice.shape,
     }
     tolerations = [
         {

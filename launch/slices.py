@@ -10,34 +10,20 @@ from mossjax.parallel import slices
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
-    """One TPU slice.
+class Slice(slices.Slice):
+    """One TPU slice; its shape is GKE's topology, chips_per_host google.com/tpu of a host.
 
     Attributes:
-      name: 'v5p-128'.
-      topology: chips along each axis, '4x4x4'.
       accelerator: GKE's node label cloud.google.com/gke-tpu-accelerator.
       machine: the machine type of its hosts.
-      chips_per_host: google.com/tpu of a host.
       accelerator_type: the name in the Cloud TPU API (queued resources).
       runtime: software version of the Cloud TPU API.
     """
 
-    name: str
-    topology: str
     accelerator: str
     machine: str
-    chips_per_host: int
     accelerator_type: str
     runtime: str
-
-    @property
-    def chips(self) -> int:
-        return slices.SLICES[self.name].chips
-
-    @property
-    def hosts(self) -> int:
-        return slices.SLICES[self.name].hosts
 
 
 # Generation -> (GKE's label, machine type, prefix of the name in the API, runtime).
@@ -51,8 +37,8 @@ _NAMES = {
 def _named(each: slices.Slice) -> Slice:
     label, machine, api, runtime = _NAMES[each.generation]
     return Slice(
-        each.name, each.shape, label, f'{machine}-{each.chips_per_host}t', each.chips_per_host,
-        f'{api}-{each.name.partition("-")[2]}', runtime,
+        **dataclasses.asdict(each), accelerator=label, machine=f'{machine}-{each.chips_per_host}t',
+        accelerator_type=f'{api}-{each.name.partition("-")[2]}', runtime=runtime,
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def test_a_pod_for_each_host_with_all_its_chips(slices):
         assert spec['completions'] * limits == one.chips
         assert pod['nodeSelector'] == {
             'cloud.google.com/gke-tpu-accelerator': one.accelerator,
-            'cloud.google.com/gke-tpu-topology': one.topology,
+            'cloud.google.com/gke-tpu-topology': one.shape,
         }
 
 

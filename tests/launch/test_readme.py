@@ -59,7 +59,7 @@ def test_the_table_of_node_pools_is_that_of_the_launchers():
     assert len(rows) == 6
     for name, *told in rows:
         one = SLICES[name]
-        assert told == [one.machine, one.topology, str(one.hosts), str(one.chips)]
+        assert told == [one.machine, one.shape, str(one.hosts), str(one.chips)]
 
 
 def test_the_cost_of_stage_1_is_its_arithmetic():

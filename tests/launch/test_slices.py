@@ -5,7 +5,7 @@ import pytest
 from launch.slices import SLICES, find
 from mossjax.errors import InputError
 
-# Read from the documentation of GKE and Cloud TPU: name -> topology, hosts, machine, label.
+# Read from the documentation of GKE and Cloud TPU: name -> shape, hosts, machine, label.
 DOCUMENTED = {
     'v5p-8': ('2x2x1', 1, 'ct5p-hightpu-4t', 'tpu-v5p-slice'),
     'v5p-16': ('2x2x2', 2, 'ct5p-hightpu-4t', 'tpu-v5p-slice'),
@@ -22,10 +22,10 @@ BOUNDS = {1: (1, 1, 1), 4: (2, 2, 1), 8: (2, 4, 1)}
 
 
 def test_slices_are_as_documented():
-    for name, (topology, hosts, machine, label) in DOCUMENTED.items():
+    for name, (shape, hosts, machine, label) in DOCUMENTED.items():
         one = SLICES[name]
-        assert (one.topology, one.hosts, one.machine, one.accelerator) == (
-            topology, hosts, machine, label,
+        assert (one.shape, one.hosts, one.machine, one.accelerator) == (
+            shape, hosts, machine, label,
         )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_libtpu_counts_the_same_chips_and_hosts(monkeypatch):
         monkeypatch.setenv(name, value)
     for one in SLICES.values():
         devices = topologies.get_topology_desc(
-            platform='tpu', topology_name=f'{one.name.split("-")[0]}:{one.topology}',
+            platform='tpu', topology_name=one.topology,
             chips_per_host_bounds=BOUNDS[one.chips_per_host],
         ).devices
         assert len(devices) == one.chips, one
