@@ -78,12 +78,16 @@ def test_draws_follow_their_laws(flow_config):
 
 
 def test_flow_loss_joins_the_parts(flow_model, flow_config, rng):
-    """The whole loss from the model's own mu and velocity, averaged in float64."""
+    """The whole loss from the model's own mu and velocity, averaged in float64.
+
+    The second row begins with a voice's prompt of three codes, the first draws what is known.
+    """
     codes = rng.integers(0, 97, (2, 8)).astype(np.int32)
     lengths = np.array([8, 6])
     mel = rng.normal(-5, 2, (2, 32, 80)).astype(np.float32)
     mel[1, 24:] = np.nan  # padding may hold anything
     batch = {'codes': codes, 'code_lengths': lengths, 'mel': mel,
+             'prompt_lengths': np.array([0, 3], np.int32),
              'xvector': rng.normal(size=(2, 192)).astype('f')}  # fmt: skip
     context, key = Context(chunk=5), jax.random.key(3)
     model = _without_dropout(flow_model)
@@ -105,7 +109,9 @@ def test_flow_loss_joins_the_parts(flow_model, flow_config, rng):
     draws = draw(jax.random.split(key)[0], clean, jnp.asarray(4 * lengths), flow_config)
     t, z = np.asarray(draws.t)[:, None, None], np.asarray(draws.noise)
     keep = np.asarray(draws.keep)
-    cond = clean * (np.arange(32) < np.asarray(draws.known)[:, None])[..., None]
+    known = np.array([draws.known[0], 4 * 3])
+    assert keep[1] and known[1] != draws.known[1]
+    cond = clean * (np.arange(32) < known[:, None])[..., None]
     path = (1 - (1 - 1e-6) * t) * z + t * clean
     speaker = model.speaker(batch['xvector']) * keep[:, None]
     given = mu * keep[:, None, None], draws.t, speaker, cond * keep[:, None, None]
