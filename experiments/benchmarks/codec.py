@@ -17,19 +17,15 @@ rounds' ratios. Seconds are medians too. Float32 throughout.
 Fails where a part is slower than its gate, or a late chunk dearer than an early one.
 """
 
-import contextlib
-import json
 import os
-from pathlib import Path
 import statistics
-import subprocess
 import sys
 
 from absl import app, flags, logging
 
+from experiments.benchmarks.sides import ROOT, in_turns, medians
 from experiments.proofs import record
 
-ROOT = Path(__file__).parents[2]
 TORCH = ROOT / 'tests' / 'torch_codec.py'
 BOTH, ALONE = ('tokenizer', 'decode'), ('stream', 'nano')
 GATES = {'tokenizer': 0.8, 'decode': 0.7}  # of torch's time, at most
@@ -37,45 +33,12 @@ CHUNK = 2.0  # seconds of sound
 CONSTANT, NANO = 1.15, 0.2  # late chunk to early one; real-time factor of the nano chain, at most
 
 
-class Side:
-    """A process that runs one part whenever it is asked."""
-
-    def __init__(self, command: list[str]):
-        threads = {'OMP_NUM_THREADS': '2', 'MKL_NUM_THREADS': '2', 'JAX_PLATFORMS': 'cpu'}
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **threads}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        if self._answer() != 'ready':
-            sys.exit(f'{" ".join(command)} failed')
-
-    def _answer(self) -> str:
-        for line in self._process.stdout:
-            if line.startswith(('{', 'ready')):
-                return line.strip()
-        return ''
-
-    def run(self) -> dict[str, float]:
-        """Seconds by name."""
-        print(file=self._process.stdin, flush=True)
-        return json.loads(self._answer())
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-
 def measure(part: str, torch: str | None, rounds: int) -> dict:
     """Medians of the rounds: {'seconds': ..., 'torch': ..., 'ratio': ...}."""
     commands = [[sys.executable, '-m', 'experiments.benchmarks.codec_work', part]]
     if torch and part in BOTH:
         commands.append([torch, str(TORCH), part])
-    with contextlib.ExitStack() as stack:
-        sides = []
-        for command in commands:
-            sides.append(Side(command))
-            stack.callback(sides[-1].close)
-        taken = [[side.run() for side in sides] for _ in range(rounds)]
+    taken = in_turns(commands, rounds)
     found = {'seconds': medians([sides[0] for sides in taken])}
     if part in ALONE:
         found['real_time_factor'] = round(found['seconds']['late chunk'] / CHUNK, 4)
@@ -86,10 +49,6 @@ def measure(part: str, torch: str | None, rounds: int) -> dict:
         ratios = [{name: own / other[name] for name, own in ours.items()} for ours, other in taken]
         found |= {'torch': medians([sides[1] for sides in taken]), 'ratio': medians(ratios)}
     return found
-
-
-def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    return {name: round(statistics.median(x[name] for x in rounds), 4) for name in rounds[0]}
 
 
 def main(argv: list[str]) -> None:

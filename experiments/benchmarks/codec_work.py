@@ -6,14 +6,13 @@ Prepares the part (random weights of the released sizes, compiled, run once), sa
 it once for every line it reads: the answer is a line of JSON, {name: seconds}.
 """
 
-import json
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks.sides import answer
 from mossjax.convert.codec_flow import flow_network, open_flow
 from mossjax.convert.codec_tokenizer import tokenizer_network
 from mossjax.convert.codec_vocoder import hift_network
@@ -32,26 +31,30 @@ POSITIONS = {'early chunk': 62, 'late chunk': 3750}  # codes spoken before: 5 s,
 NANO_HIFT = HiftConfig(channels=128, f0_width=128)
 
 
-def random(network) -> dict:
-    """Weights of the right shapes."""
+def random(shapes) -> dict:
+    """Small random weights, norms of ones."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda x: jnp.asarray(0.03 * rng.standard_normal(x.shape, np.float32)), network.shapes
-    )
+
+    def draw(path, x):
+        if path[-1].key == 'scale':
+            return jnp.ones(x.shape, jnp.float32)
+        return jnp.asarray(0.03 * rng.standard_normal(x.shape, np.float32))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def voice(config) -> Voice:
     rng = np.random.default_rng(1)
     mel = rng.normal(-6, 2, (config.ratio * PROMPT, config.mels)).astype(np.float32)
     xvector = rng.normal(size=config.xvector_size).astype(np.float32)
-    return Voice(rng.integers(0, 16384, PROMPT).astype(np.int32), mel, xvector)
+    return Voice(rng.integers(0, config.vocab_size, PROMPT).astype(np.int32), mel, xvector)
 
 
 def tokenizer():
     """A log-mel of SPEECH seconds to codes."""
     config = TokenizerConfig()
     network = tokenizer_network(config)
-    params = random(network)
+    params = random(network.shapes)
     mel = np.random.default_rng(0).normal(size=(1, 100 * SPEECH, config.mels)).astype(np.float32)
 
     @jax.jit
@@ -65,9 +68,9 @@ def tokenizer():
 def decode():
     """Codes behind a voice's prompt to a mel, and that to a wave: offline decode."""
     config, hift = released(), HiftConfig()
-    vocoder = HiftVocoder(hift, random(hift_network(hift)))
+    vocoder = HiftVocoder(hift, random(hift_network(hift).shapes))
     decoder = SpeechDecoder(
-        config, random(flow_network(config)), vocoder=vocoder, voice=voice(config)
+        config, random(flow_network(config).shapes), vocoder=vocoder, voice=voice(config)
     )
     codes = np.random.default_rng(0).integers(0, 16384, CODES)
 
@@ -85,7 +88,7 @@ def decode():
 def stream():
     """Codes to sound in steps at the released sizes: the first sound, chunks early and late."""
     config = released()
-    return chain(config, random(flow_network(config)), HiftConfig(), voice(config))
+    return chain(config, random(flow_network(config).shapes), HiftConfig(), voice(config))
 
 
 def nano():
@@ -95,7 +98,7 @@ def nano():
 
 
 def chain(config, params: dict, hift: HiftConfig, speaker: Voice | None):
-    vocoder = HiftVocoder(hift, random(hift_network(hift)))
+    vocoder = HiftVocoder(hift, random(hift_network(hift).shapes))
     steps = SpeechSteps(SpeechDecoder(config, params, vocoder=vocoder, voice=speaker))
     rng = np.random.default_rng(0)
 
@@ -133,14 +136,5 @@ def clocked(run, *given) -> float:
 
 PARTS = {part.__name__: part for part in (tokenizer, decode, stream, nano)}
 
-
-def main() -> None:
-    run = PARTS[sys.argv[1]]()
-    run()
-    print('ready', flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(run()), flush=True)
-
-
 if __name__ == '__main__':
-    main()
+    answer(PARTS)

@@ -16,7 +16,6 @@ so that what else runs on the machine slows both: a ratio is the median of the r
             of work a second of sound
 """
 
-import contextlib
 import os
 from pathlib import Path
 import statistics
@@ -24,7 +23,7 @@ import sys
 
 from absl import app, flags, logging
 
-from experiments.benchmarks.codec import ROOT, Side, medians
+from experiments.benchmarks.sides import ROOT, in_turns, medians
 from experiments.proofs import record
 
 TORCH = ROOT / 'tests' / 'torch_qwen3.py'
@@ -50,14 +49,9 @@ def commands(part: str, torch: str) -> list[list[str]]:
 
 def measure(part: str, torch: str, rounds: int) -> dict:
     """Medians of the rounds: {'seconds': ..., 'beside': ..., ratios and figures by name}."""
-    with contextlib.ExitStack() as stack:
-        sides = []
-        for command in commands(part, torch):
-            sides.append(Side(command))
-            stack.callback(sides[-1].close)
-        taken = [[side.run() for side in sides] for _ in range(rounds)]
+    taken = in_turns(commands(part, torch), rounds)
     found = {'seconds': medians([sides[0] for sides in taken])}
-    if len(sides) == 1:
+    if len(taken[0]) == 1:
         return found | {name: found['seconds'][name] for name in WHOLE}
     found['beside'] = medians([sides[1] for sides in taken])
 

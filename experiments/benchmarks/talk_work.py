@@ -8,14 +8,14 @@ answer is a line of JSON, {name: seconds}.
 
 from collections.abc import Callable
 import dataclasses
-import json
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks.codec_work import random, voice
+from experiments.benchmarks.sides import answer
 from mossjax.convert.codec_flow import open_flow
 from mossjax.convert.codec_vocoder import hift_network
 from mossjax.infer import sampling
@@ -28,7 +28,6 @@ from mossjax.infer.sampling import Settings
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.talk import Talk
 from mossjax.infer.vocoder import HiftVocoder
-from mossjax.infer.voice import Voice
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds, text_rows
 from mossjax.models.lm.model import network
@@ -48,20 +47,7 @@ QWEN_IDS = GridIds(
     stops=(24572, 24573),
 )  # fmt: skip
 VOCODER = HiftConfig(channels=64, f0_width=64)
-PROMPT = 25  # codes of the voice's prompt, 2 s
 PIECE = 1280  # samples of the question that come at once
-
-
-def random(shapes) -> dict:
-    """Small random weights, norms of ones."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, x):
-        if path[-1].key == 'scale':
-            return jnp.ones(x.shape, jnp.float32)
-        return jnp.asarray(0.03 * rng.standard_normal(x.shape, np.float32))
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def qwen() -> Callable[[], dict]:
@@ -120,14 +106,8 @@ def dialogue() -> Callable[[], dict]:
     chat = Chat.open(assets.lm)
     chat = dataclasses.replace(chat, settings=chat.settings.greedy())
     config, params = open_flow(assets.codec)
-    rng = np.random.default_rng(1)
-    voice = Voice(
-        rng.integers(0, config.vocab_size, PROMPT).astype(np.int32),
-        rng.normal(-6, 2, (config.ratio * PROMPT, config.mels)).astype(np.float32),
-        rng.normal(size=config.xvector_size).astype(np.float32),
-    )
     decoder = SpeechDecoder(
-        config, jax.tree.map(jnp.asarray, params), voice=voice,
+        config, jax.tree.map(jnp.asarray, params), voice=voice(config),
         vocoder=HiftVocoder(VOCODER, random(hift_network(VOCODER).shapes)),
     )  # fmt: skip
     mouth, ears = StreamingMouth(decoder), open_ears(assets.codec, chat.generator.ids.eosp)
@@ -188,14 +168,5 @@ class Clock:
 
 PARTS = {part.__name__: part for part in (qwen, lanes, dialogue)}
 
-
-def main() -> None:
-    run = PARTS[sys.argv[1]](*sys.argv[2:])
-    run()
-    print('ready', flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(run()), flush=True)
-
-
 if __name__ == '__main__':
-    main()
+    answer(PARTS)
