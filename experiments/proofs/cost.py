@@ -10,7 +10,7 @@ from mossjax.plan import cycles
 
 
 def compiled(function, given, topology: str, donate: tuple[int, ...] = ()) -> dict:
-    """Compiles for one chip: estimated seconds (`plan.cycles`), operations, bytes.
+    """Compiles for one chip: estimated seconds (`plan.cycles`), operations, temporary bytes.
 
     Args:
       given: arguments, arrays or `jax.ShapeDtypeStruct`s. donate: those that are used up.
@@ -26,7 +26,6 @@ def compiled(function, given, topology: str, donate: tuple[int, ...] = ()) -> di
     return {
         'seconds': round(program.seconds(program.entry, topology.split(':')[0], _no_way), 5),
         'flops': operations(traced.jaxpr.jaxpr),
-        'argument_bytes': memory.arguments,
         'temporary_bytes': memory.temporaries,
     }
 

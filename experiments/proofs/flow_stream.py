@@ -177,6 +177,9 @@ def main(argv: list[str]) -> None:
     out = flags.FLAGS.out
     if not out:
         sys.exit('--out FILE.json is missing')
+    unknown = set(flags.FLAGS.parts or ()) - set(PARTS)
+    if unknown:
+        sys.exit(f'--parts: {", ".join(sorted(unknown))} unknown; there are {", ".join(PARTS)}')
     old = record.read(out)
     found = {name: old[name] for name in ('roads', *PARTS) if name in old}
     for part in flags.FLAGS.parts or PARTS:
