@@ -10,8 +10,6 @@ KINDS = {
     'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5e': 'v5e', 'TPU v5': 'v5p', 'TPU v5p': 'v5p',
     'TPU v6 lite': 'v6e', 'TPU v6e': 'v6e', 'TPU7x': 'tpu7x', 'TPU v7x': 'tpu7x',
 }  # fmt: skip
-
-
 GIB = 2**30
 
 
@@ -30,7 +28,7 @@ class Chip:
     bandwidth: float
     link: float
     axes: int
-    memory: float = 0.0
+    memory: float
     cores: int = 1
 
 
@@ -62,4 +60,4 @@ def memory_in_use(device: jax.Device) -> dict[str, float]:
     """GiB of the device's memory that are in use, and were at most; {} where it does not say."""
     stats = device.memory_stats() or {}
     names = {'bytes_in_use': 'hbm_gib', 'peak_bytes_in_use': 'hbm_peak_gib'}
-    return {name: stats[key] / 2**30 for key, name in names.items() if key in stats}
+    return {name: stats[key] / GIB for key, name in names.items() if key in stats}

@@ -48,7 +48,7 @@ ENTRY %main.1 (a: f32[1024]) -> f32[8] {
 }
 """  # noqa: E501
 # 1,000 cycles are a millisecond; a gather's 12,288 bytes take one on four links.
-CHIP = Chip(flops=1.0, clock=1e6, bandwidth=1.0, link=3.072e6, axes=2)
+CHIP = Chip(flops=1.0, clock=1e6, bandwidth=1.0, link=3.072e6, axes=2, memory=200.0)
 
 
 def test_loops_kernels_and_collectives_add_up():
