@@ -16,7 +16,9 @@ Examples:
       --config experiments/moss_9b/stage1.py:v5p-128 --workdir gs://$BUCKET/stage1 \\
       --init_from gs://$BUCKET/Qwen3-8B \\
       --config.data.rows.interleaved=gs://$BUCKET/rows/interleaved | kubectl apply -f -
-  python -m launch.jobset --slice v6e-256 --slices 2 --config.mesh.data=2 --config.mesh.slices=2 ...
+  python -m launch.jobset --slice v6e-256 --slices 2 --image $IMAGE \\
+      --config experiments/moss_9b/stage1.py:2xv6e-256 --workdir gs://$BUCKET/stage1 \\
+      --init_from gs://$BUCKET/Qwen3-8B
 """
 
 import shlex
