@@ -22,6 +22,7 @@ Examples:
   mossjax plan --config my_sft.py --slices v5p-128 --json plan.json --picture plan.svg
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -117,7 +118,7 @@ def main(args: list[str]) -> int:
 
 def _numbers(flag: flags.FlagHolder) -> list[int]:
     for text in flag.value:
-        if not text.isdigit() or not 1 <= int(text) <= 10**6:
+        if not text.isdecimal() or not 1 <= int(text) <= 10**6:
             raise InputError(f'--{flag.name} {text}: expected whole numbers of 1 or more')
     return [int(text) for text in flag.value]
 
@@ -148,22 +149,17 @@ def _advice(other, steps: int, context: int) -> str:
     )
 
 
+@contextlib.contextmanager
 def _bar():
     """A bar over what is being compiled, which says its name."""
-    import contextlib
-
     from tqdm import tqdm
 
-    @contextlib.contextmanager
-    def shown():
-        with tqdm(unit='program', disable=None, file=sys.stderr) as bar:
-            def tell(words: str) -> None:
-                bar.set_description(f'compiling {words}')
-                bar.update()
+    with tqdm(unit='program', disable=None, file=sys.stderr) as bar:
+        def tell(words: str) -> None:
+            bar.set_description(f'compiling {words}')
+            bar.update()
 
-            yield tell
-
-    return shown()
+        yield tell
 
 
 def _write(path: str | None, text: str) -> None:

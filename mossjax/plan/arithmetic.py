@@ -3,14 +3,15 @@
 Memory: the state's own bytes, what each layer keeps of a position under a remat policy, and what
 the heads take while they are whole. Time: the operations by the convention and those done again,
 at the share of a chip's peak that compiled steps reach. Both are within a fifth of the compiler's
-account of the 9.1 B steps on record; what comes near a limit is compiled.
+account of the stage 2 steps on record; what comes near a limit is compiled.
 """
 
 from mossjax.models.lm import flops
 from mossjax.models.lm.config import LMConfig
 from mossjax.parallel.chips import CHIPS
 
-# Of a step that computes nothing twice, by estimate (`experiments/benchmarks/step.json`).
+# Of a step that computes nothing twice, by estimate; v5p's is on record
+# (`experiments/benchmarks/step.json`), the others' are not.
 EFFICIENCY = {'v5p': 0.73, 'v5e': 0.72, 'v6e': 0.50}
 SLACK = 1.2  # what is larger than this times the memory of a chip is not compiled
 _HALF, _FULL = 2, 4  # bytes of bfloat16 and float32

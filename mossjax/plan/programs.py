@@ -50,7 +50,7 @@ class Program:
         return self.layout.mesh.shape['tensor']
 
 
-def training(config: ConfigDict, mesh, rows: int, context: int, parts: int = 1) -> Program:
+def training(config: ConfigDict, mesh, rows: int, context: int, parts: int) -> Program:
     """The step of a language model config.
 
     Args:

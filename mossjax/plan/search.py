@@ -76,10 +76,10 @@ class Compiler:
     """Choices -> Planned; each program is compiled once and remembered by its hash.
 
     Args:
-      context: positions of a row. cache: folder of what was found before, None for none.
+      context: positions of a row. cache: folder of what was found before.
     """
 
-    def __init__(self, config: ConfigDict, context: int, cache: Path | None):
+    def __init__(self, config: ConfigDict, context: int, cache: Path):
         self._config, self._context, self._cache = config, context, cache
 
     def __call__(self, sized: Sized) -> Planned:
@@ -91,18 +91,14 @@ class Compiler:
         )  # fmt: skip
         digest = compiler.program_hash(program.lowered)
         file = self._file(choice, digest)
-        known = files.read_json(file) if file and file.exists() else None
-        if known is None:
-            known = {'program_sha256': digest, **self._compile(choice, program)}
-            if file:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with files.replacing(file) as temporary:
-                    temporary.write_text(json.dumps(known))
-        return Planned(sized, known)
+        if file.exists():
+            return Planned(sized, files.read_json(file))
+        found = {'program_sha256': digest, **self._compile(choice, program)}
+        with files.replacing(file) as temporary:
+            temporary.write_text(json.dumps(found))
+        return Planned(sized, found)
 
-    def _file(self, choice: Choice, digest: str) -> Path | None:
-        if self._cache is None:
-            return None
+    def _file(self, choice: Choice, digest: str) -> Path:
         told = options.options(choice.slice.generation, options.TRAIN)
         versions = jax.__version__, importlib.metadata.version('libtpu'), _ROUND
         key = repr((digest, choice.name, sorted(told.items()), versions))

@@ -19,10 +19,9 @@ _COLOURS = ('#3f6fb5', '#6ca6d9', '#d9822b', '#b5513f', '#7a9c59', '#8c6bb1', '#
 def table(rows: Sequence[dict]) -> str:
     """One line for each planned choice (`search.Planned.figures`), best first."""
     lines = [_HEAD, *(_fitting(row) if row['fits'] else _refused(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(_HEAD))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return '\n'.join(
-        '  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
-        + (f'  {line[-1]}' if len(line) > len(_HEAD) else '')
+        '  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
 

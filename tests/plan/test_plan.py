@@ -206,6 +206,27 @@ def test_an_account_adds_up():
     assert sum(x['runs'] for x in made['collectives']) == 2
 
 
+def test_the_table_has_a_cell_under_each_heading():
+    gib = chips.GIB
+    row = {
+        'slice': 'v5p-128', 'mesh': {'data': 1, 'fsdp': 64, 'tensor': 1}, 'rows': 1, 'parts': 2,
+        'remat': 'full', 'fits': True, 'seconds': 8.1, 'share_of_peak': 0.5, 'binds': 'compute',
+        'bytes': {'peak': 43.8 * gib, 'limit': 95.73 * gib, 'parameters': gib, 'optimiser': gib},
+        'tokens_per_second': 226_000.0, 'speech_seconds_per_second': 18_080.0,
+        'chip_hours': 14_000.0,
+    }  # fmt: skip
+    refused = {**row, 'slice': 'v5e-8', 'parts': 1, 'fits': False, 'needed': 100 * gib}
+    head, first, last = table.table([row, refused]).splitlines()
+    assert re.split('  +', first) == [
+        'v5p-128', '1x64x1', '1 x 2', 'full', '43.8', '95.7', '2.0', '8.1', '50.0%', 'compute',
+        '226,000', '18,080', '14,000',
+    ]  # fmt: skip
+    assert re.split('  +', last) == ['v5e-8', '1x64x1', '1', 'full', '100.0', 'does not fit']
+    for name, cell in (('GiB', '43.8'), ('binds', 'compute'), ('chip-hours', '14,000')):
+        assert head.index(name) == first.index(cell)
+    assert head.index('binds') == last.index('does not fit')
+
+
 def test_the_picture_draws_each_part_to_scale():
     row = {'slice': 'v5e-4', 'rows': 1, 'remat': 'full', 'seconds': 0.03, 'fits': True,
            'ms': {'a <b>': 20.0, 'c': 10.0}}  # fmt: skip
