@@ -39,6 +39,7 @@ def main(args: list[str]) -> None:
     import tqdm
 
     from mossjax.infer import fit, warm
+    from mossjax.infer.codec import open_codec
 
     config = fit.read_config(_MODEL.value)
     quantised = fit.wants_int8(config) if _INT8.value == AUTO else _INT8.value
@@ -46,7 +47,7 @@ def main(args: list[str]) -> None:
         _MODEL.value, lanes=_LANES.value, rows=_ROWS.value, quantised=quantised
     )
     if _CODEC.value:
-        work += _codec_work(config.eosp_token_id)
+        work += warm.codec_work(open_codec(_CODEC.value, config.eosp_token_id, streams=True))
     if _LIST.value:
         print('\n'.join(piece.name for piece in work))
         return
@@ -57,11 +58,3 @@ def main(args: list[str]) -> None:
     folder = os.environ.get(compiled.VARIABLE) or 'nowhere, so the next start compiles again'
     print(f'{len(work)} programs compiled; kept in {folder}')
 
-
-def _codec_work(codes: int):
-    from mossjax.infer import warm
-    from mossjax.infer.codec import open_ears, open_mouth
-
-    return warm.codec_work(
-        open_ears(_CODEC.value, codes).encode, open_mouth(_CODEC.value, codes)
-    )

@@ -18,7 +18,8 @@ from mossjax.convert import int8
 from mossjax.convert.placement import open_lm
 from mossjax.errors import InputError
 from mossjax.infer import buckets, draws, fit, generation_config
-from mossjax.infer.codec import Mouth
+from mossjax.infer.chat import INPUT_RATE
+from mossjax.infer.codec import Codec
 from mossjax.infer.draws import LaneSettings
 from mossjax.infer.engine import Programs
 from mossjax.infer.sampling import Settings, row_keys
@@ -91,18 +92,13 @@ def _compile(program, *args, **options) -> None:
     program.lower(*args, **options).compile()
 
 
-def codec_work(encode: Callable | None, mouth: Mouth | None, stride: int = 1280) -> list[Work]:
-    """What hearing and speaking need.
-
-    Args:
-      encode: see `Chat`. mouth: see `infer.codec`. stride: samples of a code.
-    """
-    found = []
-    if mouth is not None:
-        found.append(Work('speaking', mouth.warm))
-    for codes in buckets.HEARING if encode is not None else ():
-        wave = np.zeros(codes * stride, np.float32)
-        found.append(Work(f'{codes * 0.08:.2f} s heard', functools.partial(encode, [wave])))
+def codec_work(codec: Codec) -> list[Work]:
+    """What hearing and speaking need, of a codec that streams with both halves open."""
+    found = [Work('speaking', codec.mouth.warm)]
+    for codes in buckets.HEARING:
+        wave = np.zeros(codes * codec.ears.config.stride, np.float32)
+        heard = functools.partial(codec.ears.encode, [wave])
+        found.append(Work(f'{len(wave) / INPUT_RATE:.2f} s heard', heard))
     return found
 
 
