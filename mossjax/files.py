@@ -43,8 +43,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     real = pathlib.Path(os.path.realpath(path))
-    with room_for(path):
-        stream = real.exists() and not real.is_file() and not real.is_dir()
+    stream = is_stream(path)
     folder = pathlib.Path(tempfile.gettempdir()) if stream else real.parent
     # Short, whatever the name: with a prefix of its own it could be longer than file systems take.
     suffix = real.suffix if len(real.suffix) < 12 else ''
@@ -63,9 +62,23 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             temporary.unlink()
 
 
+def is_stream(path: str | os.PathLike) -> bool:
+    """Whether a pipe or a device stands there, which is written to and not replaced.
+
+    Raises:
+      InputError: one may not look.
+    """
+    path = pathlib.Path(path)
+    with room_for(path):
+        return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextlib.contextmanager
-def room_for(path: str | os.PathLike) -> Iterator[None]:
+def room_for(path: str | os.PathLike, unchanged: bool = True) -> Iterator[None]:
     """Says of a disk that takes no more, or no file at all, what was being written.
+
+    Args:
+      unchanged: what stood there before is there still.
 
     Raises:
       InputError: the block raised an error of the file system about its own writing.
@@ -74,10 +87,10 @@ def room_for(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
+            before = 'What stood there before is unchanged; free' if unchanged else 'Free'
             raise InputError(
-                f'{paths.printable(path)} cannot be written: {error.strerror}. What stood there '
-                'before is unchanged; free space or name a place on another disk, then run the '
-                'same command again'
+                f'{paths.printable(path)} cannot be written: {error.strerror}. {before} space or '
+                'name a place on another disk, then run the same command again'
             ) from error
         if error.errno not in REFUSED:
             raise
