@@ -7,6 +7,7 @@ are compiled from the shapes of its weights, which are not read.
 from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import functools
+import itertools
 import os
 from typing import NamedTuple
 
@@ -59,17 +60,26 @@ def model_work(
     if quantised:
         params = int8.abstract(network(config).shapes, jnp.dtype('bfloat16'))
     programs, found = Programs(network(config), config, ids), []
-    for slots in buckets.lane_sizes(rows, config.max_position_embeddings):
+    sizes = buckets.lane_sizes(rows, config.max_position_embeddings)
+    for slots in sizes:
         found += _lane_work(programs, params, settings, lanes, slots)
+    for two in itertools.pairwise(sizes):
+        states = [_state(programs, params, lanes, slots) for slots in two]
+        grow = functools.partial(_compile, programs.grow, *states)
+        found.append(Work(f'lanes of {two[0]} rows grow to {two[1]}', grow))
     return found
+
+
+def _state(programs: Programs, params: dict, lanes: int, slots: int):
+    dtype = programs.dtype(params)
+    return jax.eval_shape(functools.partial(programs.fresh, lanes, slots, dtype))
 
 
 def _lane_work(
     programs: Programs, params: dict, settings: Settings, lanes: int, slots: int
 ) -> Iterator[Work]:
     """What lanes of one size run."""
-    dtype = programs.dtype(params)
-    state = jax.eval_shape(functools.partial(programs.fresh, lanes, slots, dtype))
+    dtype, state = programs.dtype(params), _state(programs, params, lanes, slots)
     lengths = np.zeros(lanes, np.int32)
     yield Work(f'lanes of {slots} rows', lambda: programs.new.lower(lanes, slots, dtype).compile())
     for count in {1, lanes}:

@@ -361,7 +361,7 @@ def places(tmp_path, recording):
         (['--text', 'x', *TEXT, '--codec', 'gone'], '--codec gone: no such folder'),
         (['--text', 'x', *TEXT, '--codec', 'file'], '--codec file is a file'),
         (['--text', 'x', *TEXT, '--adapter', 'gone'], '--adapter gone: no such folder'),
-        (['--text', 'x', *TEXT], 'model/tokenizer.json: no such file'),
+        (['--text', 'x', *TEXT], 'model/config.json: no such file'),
         (['--text', 'x', '--reply', 'song'], 'song'),
         (['three', '--text', 'x', *TEXT], 'stray argument'),
         (['--questions', 'file', *TEXT], 'belong together'),
