@@ -219,6 +219,13 @@ class Chat:
         """
         prompts = [self.prompt(turns, reply) for turns in self._listen(dialogues)]
         settings = settings or self.settings_for(max(map(len, prompts), default=0))
+        return self.answers(prompts, reply, settings, seed, session)
+
+    def answers(
+        self, prompts: Sequence[np.ndarray], reply: str, settings: Settings, seed: int,
+        session: Session | None = None,
+    ) -> list[Reply]:
+        """As `replies`, to prompts (p, 2) that are built."""
         # Codes are all that is wanted of a spoken reply; a written one must not start to speak.
         allowed = [reply == 'audio'] * len(prompts)
         keys = row_keys(seed, len(prompts))
