@@ -49,13 +49,19 @@ def test_the_next_start_compiles_nothing(tmp_path):
     assert warm and kept() == warm and first.stdout.count('\n') == 2
 
 
-def test_where_programs_are_kept(tmp_path):
+def test_where_programs_are_kept(tmp_path, monkeypatch):
     file = tmp_path / 'file'
     file.touch()
     for asked, said in ((tmp_path / 'mine', str(tmp_path / 'mine')), ('', 'nowhere')):
         environment = {compiled.VARIABLE: str(asked), 'XDG_CACHE_HOME': str(tmp_path)}
         assert compiled.keep(environment).startswith(said)
         assert environment[compiled.VARIABLE] == str(asked)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    environment = {compiled.VARIABLE: '~/mine'}
+    assert compiled.keep(environment) == environment[compiled.VARIABLE] == str(tmp_path / 'mine')
+    monkeypatch.setattr('os.path.expanduser', lambda path: path)  # nobody has a home
+    assert compiled.keep(environment := {}).startswith('nowhere') and not environment
+    monkeypatch.undo()
     with pytest.raises(InputError, match='COMPILATION_CACHE_DIR .*is a file'):
         compiled.keep({compiled.VARIABLE: str(file)})
     environment = {'XDG_CACHE_HOME': str(file)}  # nobody asked, so it is no fault
