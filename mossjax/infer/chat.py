@@ -148,7 +148,7 @@ class Chat:
         return cls(
             generator, jax.device_put(params), text, codec.ears and codec.ears.encode,
             codec.decoder and codec.decoder.decode_many, style, settings, longest,
-            codec.mouth if streams else None,
+            codec.mouth() if streams else None,
         )  # fmt: skip
 
     @property

@@ -28,7 +28,6 @@ class Codec(NamedTuple):
     ears: SpeechTokenizer | None
     decoder: SpeechDecoder | None
 
-    @property
     def mouth(self) -> 'StreamingMouth | WholeMouth | None':
         """What speaks while codes come, as far as the vocoder can; of a codec that `streams`."""
         if self.decoder is None:

@@ -104,7 +104,7 @@ def _compile(program, *args, **options) -> None:
 
 def codec_work(codec: Codec) -> list[Work]:
     """What hearing and speaking need, of a codec that streams with both halves open."""
-    found = [Work('speaking', codec.mouth.warm)]
+    found = [Work('speaking', codec.mouth().warm)]
     for codes in buckets.HEARING:
         wave = np.zeros(codes * codec.ears.config.stride, np.float32)
         heard = functools.partial(codec.ears.encode, [wave])

@@ -38,7 +38,7 @@ def model(tmp_path_factory):
 def stand_in(*, mouth=None, listen=encode):
     """A codec that is opened."""
     ears, decoder = SimpleNamespace(encode=listen), SimpleNamespace(decode_many=decode)
-    return SimpleNamespace(ears=ears, decoder=decoder, mouth=mouth or WholeMouth(decode))
+    return SimpleNamespace(ears=ears, decoder=decoder, mouth=lambda: mouth or WholeMouth(decode))
 
 
 @pytest.fixture
