@@ -57,6 +57,11 @@ def refusal(refusals: Sequence[str], total: int, what: str) -> InputError:
     return InputError(f'{len(refusals)} of {total} {what}:\n{shown}{more}')
 
 
+def one_or_all(refusals: Sequence[str], total: int, what: str) -> InputError:
+    """As `refusal`, of inputs whose messages say where they stand: one alone is not counted."""
+    return refusal(refusals, 1 if len(refusals) == 1 else total, what)
+
+
 def check_all(
     check: Callable[[Item], Result], items: Sequence[Item], threads: int = 1
 ) -> list[Result]:

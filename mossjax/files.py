@@ -3,7 +3,7 @@
 What makes a path good is in `paths`, what makes a number good in `values`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import fcntl
@@ -13,10 +13,11 @@ import pathlib
 import shutil
 import socket
 import tempfile
+from typing import TypeVar
 import zlib
 
 from mossjax import paths, values
-from mossjax.errors import InputError
+from mossjax.errors import InputError, one_or_all, sift
 
 # What a write says when the file system takes no more (EFBIG: a limit on the size of files).
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -27,6 +28,8 @@ REFUSED = frozenset({
 })  # fmt: skip
 MISSING = frozenset({errno.ENOENT, errno.ENXIO, errno.ENODEV})
 LOCKED = frozenset({errno.EACCES, errno.EAGAIN})
+
+Parsed = TypeVar('Parsed')
 
 
 @contextlib.contextmanager
@@ -43,8 +46,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     real = pathlib.Path(os.path.realpath(path))
-    with room_for(path):
-        stream = real.exists() and not real.is_file() and not real.is_dir()
+    stream = is_stream(path)
     folder = pathlib.Path(tempfile.gettempdir()) if stream else real.parent
     # Short, whatever the name: with a prefix of its own it could be longer than file systems take.
     suffix = real.suffix if len(real.suffix) < 12 else ''
@@ -63,9 +65,23 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             temporary.unlink()
 
 
+def is_stream(path: str | os.PathLike) -> bool:
+    """Whether a pipe or a device stands there, which is written to and not replaced.
+
+    Raises:
+      InputError: one may not look.
+    """
+    path = pathlib.Path(path)
+    with room_for(path):
+        return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextlib.contextmanager
-def room_for(path: str | os.PathLike) -> Iterator[None]:
+def room_for(path: str | os.PathLike, unchanged: bool = True) -> Iterator[None]:
     """Says of a disk that takes no more, or no file at all, what was being written.
+
+    Args:
+      unchanged: what stood there before is there still.
 
     Raises:
       InputError: the block raised an error of the file system about its own writing.
@@ -74,10 +90,10 @@ def room_for(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
+            before = 'What stood there before is unchanged; free' if unchanged else 'Free'
             raise InputError(
-                f'{paths.printable(path)} cannot be written: {error.strerror}. What stood there '
-                'before is unchanged; free space or name a place on another disk, then run the '
-                'same command again'
+                f'{paths.printable(path)} cannot be written: {error.strerror}. {before} space or '
+                'name a place on another disk, then run the same command again'
             ) from error
         if error.errno not in REFUSED:
             raise
@@ -168,6 +184,38 @@ def json_text(content: dict, indent: int | None = None) -> str:
 def json_line(content: dict) -> str:
     """One line of JSONL, see `json_text`."""
     return json_text(content) + '\n'
+
+
+def read_lines(
+    path: str | os.PathLike, parse: Callable[[int, bytes], Parsed], example: str, what: str
+) -> list[Parsed]:
+    """The lines of a JSONL file, blank ones left out.
+
+    Args:
+      parse: (number from 1, line) -> what it says; refuses a bad one.
+      example: of a line. what: became of the bad ones, see `refusal`.
+
+    Raises:
+      InputError: there is no line, or some are bad: all of them are named.
+    """
+    with open(path, 'rb') as file:
+        given = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    if not given:
+        raise InputError(f'{paths.printable(path)} has no lines; write one {example} a line')
+    good, bad = sift(lambda line: parse(*line), given)
+    if bad:
+        raise one_or_all(bad, len(given), what)
+    return [parsed for _, parsed in good]
+
+
+def cut_torn_line(path: str | os.PathLike) -> bool:
+    """Cuts off a last line without its newline, which an interruption tore; whether there was one.
+    """
+    content = pathlib.Path(path).read_bytes()
+    end = content.rfind(b'\n') + 1
+    if end < len(content):
+        os.truncate(path, end)
+    return end < len(content)
 
 
 def available_memory(meminfo: str | None = None) -> int | None:

@@ -1,4 +1,4 @@
-"""Names of Hugging Face repositories, wherever a directory is taken.
+"""Names of Hugging Face repositories, where the directory of a model or a codec is taken.
 
 OWNER/NAME, or OWNER/NAME@REVISION, stands for the files of that repository. They are downloaded
 once, into the cache that Hugging Face's own tools use (HF_HOME), and found there without a network.

@@ -7,6 +7,7 @@ path (a file where a folder is due, a folder that takes no file, a full disk) is
 flag's name, at the start of a command and not after an hour.
 """
 
+from collections.abc import Mapping
 import contextlib
 import errno
 import os
@@ -50,6 +51,20 @@ def expand(path: str | os.PathLike, name: str) -> str:
     if found and scheme == 'gs' and not re.match(r'gs://[a-z0-9][\w.-]*(/|$)', text):
         raise InputError(f'{name} {text}: a bucket is named gs://BUCKET/FOLDER')
     return os.path.expanduser(text)
+
+
+def user_folder(
+    variable: str, usual: str, environment: Mapping[str, str] = os.environ
+) -> Path | None:
+    """Where the XDG base directory specification has files of a kind; None without a home.
+
+    Args:
+      variable: that says so, e.g. 'XDG_CACHE_HOME'. usual: the place otherwise, e.g. '~/.cache'.
+    """
+    base = environment.get(variable, '')
+    if not os.path.isabs(base):
+        base = os.path.expanduser(usual)
+    return Path(base) if os.path.isabs(base) else None
 
 
 def in_bucket(path: str | os.PathLike) -> bool:

@@ -21,7 +21,7 @@ from mossjax.convert.codec_vocoder import hift_network
 from mossjax.infer import sampling
 from mossjax.infer.assets import Assets, shipped
 from mossjax.infer.chat import Chat
-from mossjax.infer.codec import StreamingMouth, open_ears
+from mossjax.infer.codec import StreamingMouth, open_codec
 from mossjax.infer.dialogue import Dialogue
 from mossjax.infer.engine import Engine, Programs
 from mossjax.infer.sampling import Settings
@@ -110,7 +110,8 @@ def dialogue() -> Callable[[], dict]:
         config, jax.tree.map(jnp.asarray, params), voice=voice(config),
         vocoder=HiftVocoder(VOCODER, random(hift_network(VOCODER).shapes)),
     )  # fmt: skip
-    mouth, ears = StreamingMouth(decoder), open_ears(assets.codec, chat.generator.ids.eosp)
+    mouth = StreamingMouth(decoder)
+    ears = open_codec(assets.codec, chat.generator.ids.eosp, speaks=False).ears
     mouth.warm()
 
     def run():

@@ -27,12 +27,10 @@ Examples:
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 
 from absl import flags, logging
-import numpy as np
 
 from mossjax import values
 from mossjax.cli import compiled, lines, talk
@@ -46,12 +44,10 @@ from mossjax.cli.common import (
     number_flag,
     path_flag,
 )
-from mossjax.cli.live import Live
+from mossjax.cli.partner import Partner
 from mossjax.errors import InputError
-from mossjax.files import replacing
 from mossjax.infer import audio
 
-OUTPUT_RATE = 24000  # Hz
 KINDS = {'speech': 'audio', 'text': 'text'}
 
 FLAGS = flags.FlagValues()
@@ -143,9 +139,9 @@ def main(args: list[str]) -> int | None:
     _check_targets()
     with _fitting():
         if _WAV.value is None and _TEXT.value is None:
-            return talk.converse(_Partner, _CODEC.value)
+            return talk.converse(_partner, _CODEC.value)
         question = _TEXT.value if _WAV.value is None else audio.load(_WAV.value, talk.INPUT_RATE)
-        return _Partner()(question)
+        return _partner()(question)
 
 
 def _answer_questions() -> None:
@@ -170,7 +166,8 @@ def _answer_questions() -> None:
     with _fitting(), tqdm.tqdm(
         total=len(asked), initial=len(job.kept), unit='answer', disable=None
     ) as bar:
-        for _ in job.run(_open(), _LANES.value, _SYSTEM.value) if count else ():
+        hears = any(question.recording for question in asked)
+        for _ in job.run(_open(hears), _LANES.value, _SYSTEM.value) if count else ():
             bar.update()
     kept = f', {len(job.kept)} were there' if job.kept else ''
     print(f'{pathlib.Path(_ANSWERS.value) / questions.ANSWERS}: {count} answered{kept}')
@@ -186,9 +183,7 @@ def _fitting():
 
         if fit.FULL not in str(error):
             raise
-        config = fit.read_config(_MODEL.value)
-        quantised = fit.wants_int8(config) if _INT8.value == AUTO else _INT8.value
-        raise InputError(f'{_MODEL.value}: {fit.advice(config, quantised)}') from error
+        raise InputError(f'{_MODEL.value}: {_held().advice()}') from error
 
 
 def _check_targets() -> None:
@@ -203,82 +198,24 @@ def _check_targets() -> None:
             raise InputError(f'--out {_OUT.value} is also --{flag.name}; give another name')
 
 
-class _Partner:
-    """A dialogue as the flags say: called with a question, it shows and writes the answer."""
-
-    def __init__(self):
-        from mossjax.infer.dialogue import Dialogue
-        from mossjax.infer.talk import Talk
-
-        chat = _open()
-        self.talk = Talk(
-            Dialogue(chat, KINDS[_REPLY.value], system=_SYSTEM.value, say=talk.notice), chat.mouth
-        )
-
-    def __call__(self, question: str | np.ndarray, number: int | None = None) -> int:
-        """Answers; `number` is that of the reply in a dialogue. Returns the exit code.
-
-        Ctrl-C ends the reply. In a dialogue it goes on from what was heard by then.
-        """
-        try:
-            self._speak(question, number)
-        except KeyboardInterrupt:
-            kept = self.talk.interrupt()
-            stays = kept is not None and (len(kept.codes) or kept.text)
-            if number is None or not lines.terminal() or not stays:
-                raise
-            talk.notice('interrupted; the dialogue goes on from here')
-        reply = self.talk.last
-        if _GRID.value:
-            _write_grid(_numbered(_GRID.value, number), reply)
-        if _REPLY.value == 'speech' and reply.wav is not None:
-            print(
-                f'{_numbered(_OUT.value, number)}: {len(reply.wav) / OUTPUT_RATE:.2f} s',
-                flush=True,
-            )
-        if reply.reason == 'length':
-            talk.notice(
-                f'the reply was cut at its limit of {len(reply.grid)} rows; --max_new_tokens sets '
-                'another'
-            )
-        # The chat has said so where nothing was spoken.
-        return int(_REPLY.value == 'speech' and reply.wav is None)
-
-    def _speak(self, question: str | np.ndarray, number: int | None) -> None:
-        """Words to standard output, sound to the file, as they come."""
-        from mossjax.infer.growing import GrowingSound
-
-        said = self.talk.reply(question, _SEED.value)
-        if _REPLY.value == 'text':
-            self._write(said)
-            return
-        live = Live(OUTPUT_RATE)
-        with GrowingSound(_numbered(_OUT.value, number), OUTPUT_RATE) as sound:
-            try:
-                for part in said:
-                    sound.write(part.wave)
-                    live.add(len(part.wave))
-            finally:
-                live.end()
-
-    def _write(self, said) -> None:
-        words = ''
-        try:
-            for part in said:
-                words += part.text
-                print(part.text, end='', flush=True)
-        except KeyboardInterrupt:
-            if words:
-                print(flush=True)
-            raise
-        print(flush=True)
+def _partner() -> Partner:
+    """A dialogue as the flags say."""
+    return Partner(
+        _open(hears=_TEXT.value is None), KINDS[_REPLY.value], out=_OUT.value, grid=_GRID.value,
+        seed=_SEED.value, system=_SYSTEM.value,
+    )  # fmt: skip
 
 
-def _open():
-    """The chat that the flags name."""
+def _open(hears: bool):
+    """The chat that the flags name.
+
+    Args:
+      hears: recordings may be asked with.
+    """
     from mossjax.infer.chat import Chat
     from mossjax.infer.voice_maker import open_voice
     from mossjax.models.lm import dialogue, machine
+    from mossjax.models.lm.cache import int8_rows
 
     if folder := os.environ.get(compiled.VARIABLE):
         logging.info('compiled programs are kept in %s', folder)
@@ -286,55 +223,28 @@ def _open():
         'clean': (machine.CLEAN, dialogue.CLEAN),
         'upstream': (machine.UPSTREAM, dialogue.UPSTREAM),
     }[_RULES.value]
-    put, options, held = _held()
+    held = _held()
+    options = {'store': int8_rows} if _SMALL_CACHE.value else {}
     chat = Chat.open(
-        _MODEL.value, _CODEC.value, hears=_TEXT.value is None, speaks=_REPLY.value == 'speech',
+        _MODEL.value, _CODEC.value, hears=hears, speaks=_REPLY.value == 'speech',
         voice=open_voice(_VOICE.value, _CODEC.value) if _VOICE.value else None,
-        longest=_LONGEST.value, rules=rules, style=style, put=put, adapter=_ADAPTER.value,
-        streams=True, **options,
+        longest=_LONGEST.value, rules=rules, style=style, put=held.put(), adapter=_ADAPTER.value,
+        streams=True, mesh=held.mesh, **options,
     )
-    if held:
-        talk.notice(held)
+    if held.mesh is not None:
+        talk.notice(f'the model is divided over {held.chips} chips')
+    if held.quantised and _INT8.value == AUTO:
+        talk.notice('the model is held in int8, or it would not fit this device; --noint8 tries')
     if _GREEDY.value:
         chat = dataclasses.replace(chat, settings=chat.settings.greedy())
     return chat
 
 
-def _held() -> tuple:
-    """How parameters are held, the engine's options, and what to say of it ('': nothing): by the
-    devices that are there."""
-    from mossjax.convert.int8 import int8
-    from mossjax.infer import fit, many_chips
-    from mossjax.models.lm.cache import int8_rows
+def _held():
+    """How the language model is held: by the devices that are there. An adapter is for one."""
+    from mossjax.infer import fit
 
-    options = {'store': int8_rows} if _SMALL_CACHE.value else {}
-    # A directory without a configuration is refused when it is opened.
-    if not (pathlib.Path(_MODEL.value) / 'config.json').is_file():
-        return None, options, ''
-    config = fit.read_config(_MODEL.value)
-    mesh = None if _ADAPTER.value else many_chips.mesh_for(config)
-    chips = mesh.devices.size if mesh else 1
-    quantised = fit.wants_int8(config, chips) if _INT8.value == AUTO else _INT8.value
-    held = [f'the model is divided over {chips} chips'] if mesh else []
-    if quantised and _INT8.value == AUTO:
-        held.append('the model is held in int8, or it would not fit this device; --noint8 tries')
-    if mesh is None:
-        return int8('bfloat16') if quantised else None, options, '; '.join(held)
-    put = many_chips.put(config, mesh, quantised)
-    return put, options | {'mesh': mesh}, '; '.join(held)
-
-
-def _write_grid(path: str, reply) -> None:
-    content = {
-        'prompt': reply.prompt.tolist(), 'grid': reply.grid.tolist(), 'text': reply.text,
-        'codes': reply.codes.tolist(), 'reason': reply.reason,
-    }  # fmt: skip
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False) + '\n', 'utf-8')
-
-
-def _numbered(path: str, number: int | None) -> str:
-    """out.wav -> out-1.wav in a dialogue, as it is outside."""
-    if number is None:
-        return path
-    return str(pathlib.Path(path).with_stem(f'{pathlib.Path(path).stem}-{number}'))
+    return fit.Held.here(
+        fit.read_config(_MODEL.value), None if _INT8.value == AUTO else _INT8.value,
+        divides=not _ADAPTER.value,
+    )

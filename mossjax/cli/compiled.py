@@ -32,9 +32,11 @@ def keep(environment: MutableMapping[str, str] = os.environ) -> str:
     asked = environment.get(VARIABLE)
     if asked == '':
         return f'nowhere ({VARIABLE} is empty)'
-    if asked is not None and '://' not in asked:
-        paths.folder_to_write(asked, VARIABLE)
     folder = asked or default_folder(environment)
+    if folder is None:
+        return 'nowhere (there is no home folder)'
+    if asked is not None and '://' not in asked:
+        folder = paths.folder_to_write(asked, VARIABLE)
     if asked is None:
         try:
             paths.folder_to_write(folder, 'the folder for compiled programs')
@@ -46,15 +48,13 @@ def keep(environment: MutableMapping[str, str] = os.environ) -> str:
     return str(folder)
 
 
-def default_folder(environment: MutableMapping[str, str]) -> Path:
-    """In the user's cache (XDG base directory specification), apart for every kind of CPU.
+def default_folder(environment: MutableMapping[str, str]) -> Path | None:
+    """In the user's cache, apart for every kind of CPU; None without a home.
 
     Home folders are shared between machines, and a program for one CPU may not run on another.
     """
-    base = environment.get('XDG_CACHE_HOME', '')
-    if not os.path.isabs(base):
-        base = os.path.expanduser('~/.cache')
-    return Path(base) / 'mossjax' / f'compiled-{_cpu()}'
+    folder = paths.user_folder('XDG_CACHE_HOME', '~/.cache', environment)
+    return folder and folder / 'mossjax' / f'compiled-{_cpu()}'
 
 
 def _cpu() -> str:

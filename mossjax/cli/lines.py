@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 
+from mossjax import paths
 from mossjax.errors import InputError
 
 END = '/quit'
@@ -113,8 +114,6 @@ def history() -> Iterator[None]:
 
 
 def history_file() -> pathlib.Path | None:
-    """Where the XDG base directory specification has what a program may lose; None without home."""
-    base = os.environ.get('XDG_STATE_HOME', '')
-    if not os.path.isabs(base):
-        base = os.path.expanduser('~/.local/state')
-    return pathlib.Path(base) / 'mossjax' / 'chat_history' if os.path.isabs(base) else None
+    """With what a program may lose; None without home."""
+    folder = paths.user_folder('XDG_STATE_HOME', '~/.local/state')
+    return folder and folder / 'mossjax' / 'chat_history'

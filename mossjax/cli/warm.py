@@ -4,7 +4,7 @@
 
 Compiled programs are kept in the user's cache (~/.cache/mossjax), or in the folder that
 JAX_COMPILATION_CACHE_DIR names; every later start finds them there. The weights of the language
-model are not read. With --list it says what it would compile.
+model are not read. Its programs are those of one chip. With --list it says what it would compile.
 
 Examples:
   mossjax warm --model OpenMOSS-Team/MOSS-Speech --codec OpenMOSS-Team/MOSS-Speech-Codec
@@ -13,7 +13,7 @@ Examples:
 
 import os
 
-from absl import flags
+from absl import flags, logging
 
 from mossjax import values
 from mossjax.cli import compiled
@@ -39,14 +39,21 @@ def main(args: list[str]) -> None:
     import tqdm
 
     from mossjax.infer import fit, warm
+    from mossjax.infer.codec import open_codec
 
     config = fit.read_config(_MODEL.value)
-    quantised = fit.wants_int8(config) if _INT8.value == AUTO else _INT8.value
+    held = fit.Held.here(config, None if _INT8.value == AUTO else _INT8.value)
     work = warm.model_work(
-        _MODEL.value, lanes=_LANES.value, rows=_ROWS.value, quantised=quantised
+        _MODEL.value, lanes=_LANES.value, rows=_ROWS.value, quantised=held.quantised
     )
+    if held.mesh is not None:
+        logging.warning(
+            'mossjax chat divides the model over %d chips, and compiles its programs for them when '
+            'they are first needed: they are left out here', held.chips,
+        )  # fmt: skip
+        work = []
     if _CODEC.value:
-        work += _codec_work(config.eosp_token_id)
+        work += warm.codec_work(open_codec(_CODEC.value, config.eosp_token_id, streams=True))
     if _LIST.value:
         print('\n'.join(piece.name for piece in work))
         return
@@ -57,11 +64,3 @@ def main(args: list[str]) -> None:
     folder = os.environ.get(compiled.VARIABLE) or 'nowhere, so the next start compiles again'
     print(f'{len(work)} programs compiled; kept in {folder}')
 
-
-def _codec_work(codes: int):
-    from mossjax.infer import warm
-    from mossjax.infer.codec import open_ears, open_mouth
-
-    return warm.codec_work(
-        open_ears(_CODEC.value, codes).encode, open_mouth(_CODEC.value, codes)
-    )

@@ -38,7 +38,7 @@ from mossjax.data.clips import (
 )
 from mossjax.data.manifest import Recording
 from mossjax.errors import InputError, refusal
-from mossjax.files import read_json, replacing
+from mossjax.files import cut_torn_line, read_json, replacing
 
 RATE = 16_000  # Hz, of the tokenizer
 GROUP_SECONDS = 30 * 60  # of audio in memory at a time: 115 MB
@@ -276,11 +276,8 @@ def _repaired_lines(path: Path) -> list[dict[str, Any]]:
     """The complete lines, after cutting a torn last one off the file."""
     if not path.exists():
         return []
-    whole = path.read_bytes()
-    end = whole.rfind(b'\n') + 1
-    if end < len(whole):
+    if cut_torn_line(path):
         logging.warning('%s: the last line is torn; it is tokenized again', path)
-        os.truncate(path, end)
     return list(_complete_lines(path))
 
 

@@ -5,6 +5,8 @@ it. Whatever a file holds is read, or the file is refused.
 """
 
 from collections.abc import Iterable, Iterator
+import contextlib
+import io
 import itertools
 import os
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 
 from mossjax import paths
 from mossjax.errors import InputError
-from mossjax.files import replacing
+from mossjax.files import is_stream, replacing
 from mossjax.infer.formats import reader
 from mossjax.infer.formats.block import Block, Header, say
 from mossjax.infer.formats.level import Level
@@ -158,24 +160,47 @@ def save(path: str | os.PathLike, wav: np.ndarray, rate: int, comment: str = '')
     if wav.ndim != 1:
         raise InputError(f'{path}: a mono waveform has one axis, got shape {wav.shape}')
     check_samples(wav, path)
-    import soundfile
+    with contextlib.closing(Encoder(path, rate, comment)) as encoder:
+        encoder.write(wav)
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoder.content.getbuffer())
 
-    pcm = pcm16(wav)
-    kind, coding = file_format(path)
-    with replacing(path) as temporary, open(temporary, 'w+b') as file:
+
+class Encoder:
+    """Samples to the bytes of a sound file, in the format that a name asks for.
+
+    In memory, since libsndfile does not hand on what a full disk says.
+
+    Attributes:
+      content: the bytes, whole when it is closed; while it is not, left where it stands.
+    """
+
+    def __init__(self, path: str | os.PathLike, rate: int, comment: str = ''):
+        """Raises:
+          InputError: the format does not know the rate.
+        """
+        import soundfile
+
+        kind, coding = file_format(path)
+        self.content = io.BytesIO()
         try:
-            with soundfile.SoundFile(
-                file, 'w', rate, channels=1, subtype=coding, format=kind
-            ) as sink:
-                if comment:
-                    sink.comment = comment
-                for start in range(0, len(pcm), WRITTEN_AT_ONCE):
-                    sink.write(pcm[start : start + WRITTEN_AT_ONCE])
+            self._file = soundfile.SoundFile(
+                self.content, 'w', rate, channels=1, subtype=coding, format=kind
+            )
         except soundfile.LibsndfileError as error:
             raise InputError(
                 f'{path} cannot be written at {rate} Hz ({error.error_string.rstrip(".")}); '
                 'write a .wav'
             ) from None
+        if comment:
+            self._file.comment = comment
+        self.close = self._file.close
+
+    def write(self, wav: np.ndarray) -> None:
+        """(w,) more samples, full scale at 1."""
+        pcm = pcm16(wav)
+        for start in range(0, len(pcm), WRITTEN_AT_ONCE):
+            self._file.write(pcm[start : start + WRITTEN_AT_ONCE])
 
 
 def pcm16(wav: np.ndarray) -> np.ndarray:
@@ -197,8 +222,7 @@ def read_comment(path: str | os.PathLike) -> str:
 
 def file_format(path: str | os.PathLike) -> tuple[str, str] | None:
     """Format and coding of libsndfile for a file of this name, None if none is written."""
-    piped = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-    return WRITTEN['.wav'] if piped else WRITTEN.get(Path(path).suffix.lower())
+    return WRITTEN['.wav'] if is_stream(path) else WRITTEN.get(Path(path).suffix.lower())
 
 
 def _say(remarks: Iterable[str], name: str) -> None:

@@ -23,7 +23,7 @@ from mossjax.errors import InputError
 from mossjax.files import read_json
 from mossjax.infer import generation_config
 from mossjax.infer.buckets import room
-from mossjax.infer.codec import Mouth, open_codec, open_mouth
+from mossjax.infer.codec import Codec, Mouth, open_codec
 from mossjax.infer.generate import Generation, Generator, Session
 from mossjax.infer.sampling import Settings, row_keys
 from mossjax.infer.voice import Voice
@@ -79,7 +79,7 @@ class Chat:
       settings: how replies are drawn unless a call says otherwise.
       longest: a limit of replies that somebody asked for, in grid rows; `settings` has it too.
         Without one, the limit of `settings` shrinks to what a prompt leaves of the positions.
-      mouth: what speaks while codes come, see `infer.talk`; instead of `decode`.
+      mouth: what speaks while codes come, see `infer.talk`; None unless it was opened to stream.
     """
 
     generator: Generator
@@ -113,7 +113,7 @@ class Chat:
           put: how the language model's parameters are held, see `convert.placement`: as stored by
             default, `on_host('float32')`, `int8.int8('bfloat16')`, ...
           adapter: directory of a LoRA adapter in PEFT's layout, to run the weights with.
-          streams: the decoder is opened as `mouth`.
+          streams: for replies that are spoken while they are made, see `codec.open_codec`.
           options: see `engine.Programs`.
 
         Raises:
@@ -136,10 +136,9 @@ class Chat:
         if longest is not None:
             settings = settings.at_most(longest)
             _check_fits(longest, config.max_position_embeddings)
-        encode = decode = mouth = None
+        codec = Codec(None, None)
         if codec_dir is not None and (hears or speaks):
-            mouth = open_mouth(codec_dir, ids.eosp, voice) if speaks and streams else None
-            encode, decode = open_codec(codec_dir, ids.eosp, hears, speaks and not streams, voice)
+            codec = open_codec(codec_dir, ids.eosp, hears, speaks, voice, streams)
         config, params = open_lm(model_dir, put)
         net = network(config)
         if adapter is not None:
@@ -147,8 +146,9 @@ class Chat:
             params = attach(params, adapters.tree(), adapters.lora)
         generator = Generator(net, config, ids, rules, **options)
         return cls(
-            generator, jax.device_put(params), text, encode, decode, style, settings, longest,
-            mouth,
+            generator, jax.device_put(params), text, codec.ears and codec.ears.encode,
+            codec.decoder and codec.decoder.decode_many, style, settings, longest,
+            codec.mouth() if streams else None,
         )  # fmt: skip
 
     @property
@@ -219,6 +219,13 @@ class Chat:
         """
         prompts = [self.prompt(turns, reply) for turns in self._listen(dialogues)]
         settings = settings or self.settings_for(max(map(len, prompts), default=0))
+        return self.answers(prompts, reply, settings, seed, session)
+
+    def answers(
+        self, prompts: Sequence[np.ndarray], reply: str, settings: Settings, seed: int,
+        session: Session | None = None,
+    ) -> list[Reply]:
+        """As `replies`, to prompts (p, 2) that are built."""
         # Codes are all that is wanted of a spoken reply; a written one must not start to speak.
         allowed = [reply == 'audio'] * len(prompts)
         keys = row_keys(seed, len(prompts))

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossjax.convert import codec_directory
+from mossjax.convert import codec_directory, codec_vocoder
 from mossjax.convert.codec_flow import STEM
 from mossjax.errors import InputError
 from mossjax.infer.speech_decoder import SpeechDecoder
@@ -20,6 +20,21 @@ from mossjax.infer.vocoder import HiftVocoder
 from mossjax.infer.voice import Voice
 
 VOICES = 8  # whose prompts are kept as heard
+
+
+class Codec(NamedTuple):
+    """What hears and what speaks; None where it was not opened."""
+
+    ears: SpeechTokenizer | None
+    decoder: SpeechDecoder | None
+
+    def mouth(self) -> 'StreamingMouth | WholeMouth | None':
+        """What speaks while codes come, as far as the vocoder can; of a codec that `streams`."""
+        if self.decoder is None:
+            return None
+        if isinstance(self.decoder.vocoder, HiftVocoder):
+            return StreamingMouth(self.decoder)
+        return WholeMouth(self.decoder.decode_many)
 
 
 class Utterance(Protocol):
@@ -105,74 +120,40 @@ class _Held:
         return self._decode([codes], **self._options)[0] if len(codes) else np.zeros(0, 'f')
 
 
-def open_mouth(codec_dir, codes: int, voice: Voice | None = None) -> StreamingMouth | WholeMouth:
-    """What speaks with a codec, for a model that knows `codes` codes.
-
-    It streams where the codec has a vocoder that does, with the decoder that learned to speak in
-    chunks where there is one.
-
-    Args:
-      voice: who speaks, see `SpeechDecoder.open`.
-
-    Raises:
-      InputError: as `open_codec`.
-    """
-    _check_speaks(codec_dir)
-    stem = streaming_stem(codec_dir, codec_directory.open_config(codec_dir))
-    decoder = SpeechDecoder.open(codec_dir, voice=voice, stem=stem)
-    if not isinstance(decoder.vocoder, HiftVocoder):
-        if stem != STEM:  # that one is for steps alone
-            decoder = SpeechDecoder.open(codec_dir, voice=voice)
-        _check_codes(codec_dir, codes, None, decoder)
-        return WholeMouth(decoder.decode_many)
-    _check_codes(codec_dir, codes, None, decoder)
-    return StreamingMouth(decoder)
-
-
-def open_ears(codec_dir, codes: int) -> SpeechTokenizer:
-    """What hears with a codec, for a model that knows `codes` codes.
-
-    Raises:
-      InputError: as `open_codec`.
-    """
-    tokenizer = SpeechTokenizer.open(codec_dir)
-    _check_codes(codec_dir, codes, tokenizer, None)
-    return tokenizer
-
-
 def open_codec(
-    codec_dir, codes: int, hears: bool = True, speaks: bool = True, voice: Voice | None = None
-) -> tuple[Callable | None, Callable | None]:
-    """(encode, decode) of a codec directory, see `Chat`, for a model that knows `codes` codes.
+    codec_dir, codes: int, hears: bool = True, speaks: bool = True, voice: Voice | None = None,
+    streams: bool = False,
+) -> Codec:
+    """A codec directory, for a model that knows `codes` codes.
 
     Args:
       hears, speaks: which of them are opened; the other is None.
       voice: who speaks, see `SpeechDecoder.open`.
+      streams: the decoder is for a `Mouth`: the one that learned to speak in chunks, where there
+        is one and a vocoder that streams.
 
     Raises:
       InputError: files missing or damaged, a codec with other codes, or a voice that does not fit.
     """
-    if speaks:
-        _check_speaks(codec_dir)
-    tokenizer = SpeechTokenizer.open(codec_dir) if hears else None
-    decoder = SpeechDecoder.open(codec_dir, voice=voice) if speaks else None
-    _check_codes(codec_dir, codes, tokenizer, decoder)
-    return tokenizer and tokenizer.encode, decoder and decoder.decode_many
-
-
-def _check_speaks(codec_dir) -> None:
-    if not codec_directory.has_decoder(codec_dir):
+    if speaks and not codec_directory.has_decoder(codec_dir):
         raise InputError(
             f'{codec_dir} has no folder flow/, the decoder that spoken replies need; a codec whose '
             'training left it out can hear, for written replies'
         )
+    ears = SpeechTokenizer.open(codec_dir) if hears else None
+    stem = STEM
+    if speaks and streams and codec_directory.has(codec_dir, codec_vocoder.STEM):
+        stem = streaming_stem(codec_dir, codec_directory.open_config(codec_dir))
+    decoder = SpeechDecoder.open(codec_dir, voice=voice, stem=stem) if speaks else None
+    _check_codes(codec_dir, codes, ears, decoder)
+    return Codec(ears, decoder)
 
 
-def _check_codes(codec_dir, codes: int, tokenizer, decoder) -> None:
+def _check_codes(codec_dir, codes: int, ears, decoder) -> None:
     """A flow decoder may have rows to spare, a tokenizer may not say what the model cannot read."""
-    heard, spoken = tokenizer and tokenizer.config.codes, decoder and decoder.config.vocab_size
-    if (tokenizer and heard > codes) or (decoder and spoken < codes):
-        sizes = f'the speech tokenizer has {heard} codes, ' * bool(tokenizer)
+    heard, spoken = ears and ears.config.codes, decoder and decoder.config.vocab_size
+    if (ears and heard > codes) or (decoder and spoken < codes):
+        sizes = f'the speech tokenizer has {heard} codes, ' * bool(ears)
         sizes += f'the decoder {spoken}, ' * bool(decoder)
         raise InputError(
             f'{codec_dir}: {sizes}the language model {codes}; take the codec it was trained with'

@@ -75,8 +75,7 @@ class Dialogue:
           InputError: as `Chat.replies`; the turn alone is too long for the model.
         """
         asked = self.prepare(question)
-        given = [*self._system, *asked.turns]
-        reply = self.chat.reply(given, self.kind, asked.settings, seed, self.session)
+        [reply] = self.chat.answers([asked.prompt], self.kind, asked.settings, seed, self.session)
         self.keep(asked, reply)
         return reply
 
@@ -89,8 +88,7 @@ class Dialogue:
         if isinstance(question, np.ndarray) and question.dtype.kind == 'f':
             (question,) = self.chat.hear([question])
         turns = [*self.turns, Turn('user', question)]
-        kept = self._recent(turns)
-        prompt = self._prompt(kept)
+        kept, prompt = self._recent(turns)
         return Asked(kept, prompt, self.chat.settings_for(len(prompt)), len(turns) - len(kept))
 
     def keep(self, asked: Asked, reply: Reply) -> None:
@@ -116,16 +114,13 @@ class Dialogue:
         one, other = (self._prompt([*self.turns, Turn('user', [code])]) for code in (0, 1))
         return one[: int(np.flatnonzero((one != other).any(axis=1))[0])]
 
-    def _recent(self, turns: list[Turn]) -> list[Turn]:
-        """The last turns, as many whole exchanges as leave a reply its room."""
+    def _recent(self, turns: list[Turn]) -> tuple[list[Turn], np.ndarray]:
+        """The last turns, as many whole exchanges as leave a reply its room, and their rows."""
         limit, positions = self.chat.settings.max_new_tokens, self.chat.positions
         needed = limit if self.chat.longest is not None else min(limit, positions // 2)
-        while len(turns) > 1 and self._rows(turns) + needed > positions:
+        while len(prompt := self._prompt(turns)) + needed > positions and len(turns) > 1:
             turns = turns[2:]
-        return turns
-
-    def _rows(self, turns: list[Turn]) -> int:
-        return len(self._prompt(turns))
+        return turns, prompt
 
     def _prompt(self, turns: list[Turn]) -> np.ndarray:
         return self.chat.prompt([*self._system, *turns], self.kind)

@@ -1,5 +1,7 @@
-"""Whether a language model fits the device it is to run on, and what would where it does not."""
+"""How devices hold a language model that is to run on them, and what to do where it does not fit.
+"""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -8,7 +10,8 @@ import jax.numpy as jnp
 
 from mossjax import files
 from mossjax.convert import int8
-from mossjax.infer import buckets
+from mossjax.convert.placement import Put
+from mossjax.infer import buckets, many_chips
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
 
@@ -26,12 +29,10 @@ def room(device: jax.Device | None = None) -> int:
 
 def weights(config: LMConfig, quantised: bool = False) -> int:
     """Bytes of the parameters, as stored or in int8."""
-    shapes = network(config).shapes
-    if quantised:
-        shapes = int8.abstract(shapes, jnp.dtype(config.dtype))
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-    size = jnp.dtype(config.dtype).itemsize
-    return sum(math.prod(x.shape) * size for x in jax.tree.leaves(shapes))
+    shapes, dtype = network(config).shapes, jnp.dtype(config.dtype)
+    if not quantised:
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) * dtype.itemsize
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(int8.abstract(shapes, dtype)))
 
 
 def cache(config: LMConfig, rows: int) -> int:
@@ -53,24 +54,70 @@ def wants_int8(config: LMConfig, chips: int = 1, bytes_there: int | None = None)
     return weights(config) + cache(config, rows) + BESIDE > there
 
 
-def advice(config: LMConfig, quantised: bool, bytes_there: int | None = None) -> str:
-    """What to do where the device's memory did not suffice."""
-    there = room() if bytes_there is None else bytes_there
-    own, small = weights(config), weights(config, quantised=True)
-    left = there - BESIDE - (small if quantised else own)
-    rows = max(0, left // cache(config, 1))
-    said = (
-        f'the device has {there / GIB:.1f} GiB and that was not enough: the model takes '
-        f'{(small if quantised else own) / GIB:.1f} GiB'
-    )
-    if not quantised and small + cache(config, 1024) + BESIDE < there:
-        return f'{said}, with --int8 {small / GIB:.1f}; give that flag'
-    if rows >= 128:
-        return (
-            f'{said}, so about {rows} rows of dialogue fit beside it (12.5 a second of speech); '
-            'lower --max_new_tokens or shorten the dialogue, and end what else uses the device'
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """How the devices that are there hold a model.
+
+    Attributes:
+      mesh: of those it is divided over, None if it lies on one.
+      quantised: in int8; otherwise as stored.
+    """
+
+    config: LMConfig
+    mesh: jax.sharding.Mesh | None
+    quantised: bool
+
+    @classmethod
+    def here(cls, config: LMConfig, quantised: bool | None = None, divides: bool = True) -> 'Held':
+        """On this process's devices.
+
+        Args:
+          quantised: where the memory asks for it by default.
+          divides: it may lie on several devices.
+        """
+        mesh = many_chips.mesh_for(config) if divides else None
+        held = cls(config, mesh, bool(quantised))
+        if quantised is None:
+            return dataclasses.replace(held, quantised=wants_int8(config, held.chips))
+        return held
+
+    @property
+    def chips(self) -> int:
+        return self.mesh.devices.size if self.mesh else 1
+
+    def put(self) -> Put | None:
+        """What makes leaves of its parameters, see `convert.placement`."""
+        if self.mesh is not None:
+            return many_chips.put(self.config, self.mesh, self.quantised)
+        return int8.int8('bfloat16') if self.quantised else None
+
+    def advice(self, bytes_there: int | None = None) -> str:
+        """What to do where the memory did not suffice.
+
+        Args:
+          bytes_there: of one device; asked of it by default.
+        """
+        each = room() if bytes_there is None else bytes_there
+        there = self.chips * each
+        own, small = weights(self.config), weights(self.config, quantised=True)
+        taken, row = small if self.quantised else own, cache(self.config, 1)
+        rows = max(0, (there - BESIDE - taken) // row)
+        has = 'the device has' if self.mesh is None else f'{self.chips} devices have'
+        said = (
+            f'{has} {there / GIB:.1f} GiB and that was not enough: the model takes '
+            f'{taken / GIB:.1f} GiB'
         )
-    return f'{said}; take a larger device, or several: {math.ceil(own / there) + 1} would do'
+        if not self.quantised and small + 1024 * row + BESIDE < there:
+            return f'{said}, with --int8 {small / GIB:.1f}; give that flag'
+        if rows >= 128:
+            return (
+                f'{said}, so about {rows} rows of dialogue fit beside it (12.5 a second of '
+                'speech); lower --max_new_tokens or shorten the dialogue, and end what else uses '
+                'the device'
+            )
+        counts = many_chips.counts(self.config)
+        enough = next((n for n in counts if not wants_int8(self.config, n, each)), None)
+        return f'{said}; take a larger device' + (f', or {enough} of this kind' if enough else '')
 
 
 def read_config(model_dir) -> LMConfig:

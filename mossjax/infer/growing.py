@@ -3,14 +3,13 @@
 import contextlib
 import os
 from pathlib import Path
-import stat
 from types import TracebackType
+from typing import BinaryIO
 import wave
 
 import numpy as np
 
-from mossjax.errors import InputError
-from mossjax.files import room_for
+from mossjax.files import is_stream, replacing, room_for
 from mossjax.infer import audio
 
 
@@ -36,7 +35,8 @@ class GrowingSound:
         audio.check_writable_suffix(path)
         self.path, self.rate, self.samples = Path(path), rate, 0
         self._pieces: list[np.ndarray] = []  # for a pipe
-        self._sink = self._file = self._temporary = None
+        self._sink = self._file = self._grows = None
+        self._opened = contextlib.ExitStack()
 
     def __enter__(self) -> 'GrowingSound':
         return self
@@ -50,17 +50,21 @@ class GrowingSound:
         if not len(wav):
             return
         audio.check_samples(wav, self.path)
-        with room_for(self.path):
-            if self._sink is None and not self._pieces:
-                self._open()
-            if self._sink is None:
-                self._pieces.append(wav)
-            else:
-                self._sink.write(audio.pcm16(wav))
-                self._file.flush()
-            if self._temporary is not None:
-                os.replace(self._temporary, self._real)
-                self._temporary = None
+        if self._grows is not None:
+            with room_for(self.path, unchanged=False):
+                self._put(wav)
+        elif self._pieces or is_stream(self.path):
+            self._pieces.append(wav)
+        else:
+            with replacing(self.path) as temporary:
+                self._file = self._opened.enter_context(open(temporary, 'w+b'))
+                kind, _ = audio.file_format(self.path)
+                self._sink = (_Wav if kind == 'WAV' else _Encoded)(
+                    self._file, self.path, self.rate
+                )
+                self._opened.callback(self._sink.close)
+                self._put(wav)
+            self._grows = Path(os.path.realpath(self.path))
         self.samples += len(wav)
 
     def __exit__(
@@ -69,47 +73,50 @@ class GrowingSound:
         spoilt = kind is not None and not issubclass(kind, KeyboardInterrupt)
         if self._pieces and not spoilt:
             audio.save(self.path, np.concatenate(self._pieces), self.rate)
-        if self._sink is None:
-            return
-        with room_for(self.path) if not spoilt else contextlib.suppress(Exception):
-            self._sink.close()
-            self._file.close()
-        if spoilt:
-            Path(self._temporary or self._real).unlink(missing_ok=True)
+        try:
+            with room_for(self.path, unchanged=False):
+                self._opened.close()
+        except Exception:
+            if not spoilt:
+                spoilt = True
+                raise
+        finally:
+            if spoilt and self._grows is not None:
+                self._grows.unlink(missing_ok=True)
 
-    def _open(self) -> None:
-        self._real = Path(os.path.realpath(self.path))
-        self._real.parent.mkdir(parents=True, exist_ok=True)
-        if self._real.exists() and not stat.S_ISREG(self._real.stat().st_mode):
-            return
-        self._temporary = self._real.with_name(f'.{os.getpid()}{self._real.suffix}')
-        self._file = open(self._temporary, 'w+b')
-        self._sink = _writer(self.path, self._file, self.rate)
-
-
-def _writer(path: Path, file, rate: int):
-    """What takes int16 samples by `write` and has `close`."""
-    kind, coding = audio.file_format(path)
-    if kind == 'WAV':
-        return _Wav(file, rate)
-    import soundfile
-
-    try:
-        return soundfile.SoundFile(file, 'w', rate, channels=1, subtype=coding, format=kind)
-    except soundfile.LibsndfileError as error:
-        raise InputError(
-            f'{path} cannot be written at {rate} Hz ({error.error_string.rstrip(".")}); '
-            'write a .wav'
-        ) from None
+    def _put(self, wav: np.ndarray) -> None:
+        self._sink.write(wav)
+        self._file.flush()
 
 
 class _Wav:
     """Its header says after each piece how long the file is by then."""
 
-    def __init__(self, file, rate: int):
+    def __init__(self, file: BinaryIO, path: Path, rate: int):
+        del path
         self._wave = wave.open(file, 'wb')
         self._wave.setparams((1, 2, rate, 0, 'NONE', ''))
         self.close = self._wave.close
 
-    def write(self, pcm: np.ndarray) -> None:
-        self._wave.writeframes(pcm.astype('<i2').tobytes())
+    def write(self, wav: np.ndarray) -> None:
+        self._wave.writeframes(audio.pcm16(wav).astype('<i2').tobytes())
+
+
+class _Encoded:
+    """What an encoder has made goes into the file, and what it changes in the end."""
+
+    def __init__(self, file: BinaryIO, path: Path, rate: int):
+        self._file, self._encoder, self._copied = file, audio.Encoder(path, rate), 0
+
+    def write(self, wav: np.ndarray) -> None:
+        self._encoder.write(wav)
+        content = self._encoder.content
+        at = content.tell()  # the encoder goes on from there
+        content.seek(self._copied)
+        self._copied += self._file.write(content.read())
+        content.seek(at)
+
+    def close(self) -> None:
+        self._encoder.close()
+        self._file.seek(0)
+        self._file.write(self._encoder.content.getbuffer())

@@ -31,11 +31,16 @@ def mesh_for(config: LMConfig, devices=None) -> Mesh | None:
     """
     if devices is None:
         devices = [d for d in jax.local_devices() if d.platform != 'cpu']
-    heads = math.gcd(config.num_key_value_heads, config.num_attention_heads)
-    count = max((n for n in range(1, len(devices) + 1) if heads % n == 0), default=1)
+    count = max((n for n in counts(config) if n <= len(devices)), default=1)
     if count == 1:
         return None
     return make_mesh(MeshConfig(fsdp=1, tensor=count), list(devices)[:count])
+
+
+def counts(config: LMConfig) -> list[int]:
+    """Numbers of devices that divide the heads evenly."""
+    heads = math.gcd(config.num_key_value_heads, config.num_attention_heads)
+    return [n for n in range(1, heads + 1) if heads % n == 0]
 
 
 def put(config: LMConfig, mesh: Mesh, quantised: bool = False) -> Put:

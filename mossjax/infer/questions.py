@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from mossjax import paths, values
-from mossjax.errors import InputError, refusal, sift
-from mossjax.files import json_line, room_for
+from mossjax.errors import InputError
+from mossjax.files import cut_torn_line, json_line, read_lines, room_for
 from mossjax.infer import audio
 from mossjax.infer.chat import INPUT_RATE, OUTPUT_RATE, Chat
 from mossjax.infer.dialogue import Dialogue
@@ -53,22 +53,14 @@ def read_questions(path: str | os.PathLike, hears: bool) -> list[Question]:
     Raises:
       InputError: there is no line, or some cannot be asked: all of them are named.
     """
-    shown = paths.printable(path)
-    with open(path, 'rb') as file:
-        given = [(i, line) for i, line in enumerate(file, 1) if line.strip()]
-    if not given:
-        raise InputError(f'{shown} has no lines; write one {{"text": "..."}} a line')
-    folder = Path(path).parent
-    good, bad = sift(lambda line: _question(*line, shown, folder, hears), given)
-    if bad:
-        raise InputError(bad[0]) if len(bad) == 1 else refusal(
-            bad, len(given), 'questions cannot be asked'
-        )
-    return [question for _, question in good]
+    return read_lines(
+        path, lambda number, line: _question(number, line, Path(path), hears),
+        '{"text": "..."}', 'questions cannot be asked',
+    )  # fmt: skip
 
 
-def _question(number: int, line: bytes, path: str, folder: Path, hears: bool) -> Question:
-    where = f'{path}, line {number}'
+def _question(number: int, line: bytes, path: Path, hears: bool) -> Question:
+    where = f'{paths.printable(path)}, line {number}'
     fields = values.parse_json(line, where, 'If it is cut off, make the file again.')
     given = {k: fields[k] for k in ('text', 'audio') if isinstance(fields, dict) and k in fields}
     if len(given) != 1 or not isinstance(*given.values(), str) or not given.popitem()[1].strip():
@@ -77,7 +69,7 @@ def _question(number: int, line: bytes, path: str, folder: Path, hears: bool) ->
         return Question(number, fields['text'], None)
     if not hears:
         raise InputError(f'{where}: a recording needs --codec to be heard')
-    recording = paths.file_to_read(folder / os.path.expanduser(fields['audio']), where)
+    recording = paths.file_to_read(path.parent / os.path.expanduser(fields['audio']), where)
     audio.read_header(recording)
     return Question(number, None, recording)
 
@@ -123,7 +115,9 @@ class Job:
         self.questions, self._folder = questions, Path(folder)
         self._kind, self._seed, self._made_with = kind, seed, made_with
         found = self._read()
-        self.kept = [q for q in questions if found.get(q.number) == self._mark(q)]
+        self.kept = [
+            q for q in questions if q.number in found and found[q.number] == self._mark(q)
+        ]
         others = set(found) - {q.number for q in self.kept}
         if others:
             raise InputError(
@@ -192,15 +186,12 @@ class Job:
         path = self._folder / ANSWERS
         if not path.exists():
             return {}
-        content = path.read_bytes()
-        whole = content[: content.rfind(b'\n') + 1]
-        if whole != content:
-            with open(path, 'r+b') as file:
-                file.truncate(len(whole))
+        cut_torn_line(path)
         found = {}
-        for i, line in enumerate(whole.splitlines(), 1):
+        for i, line in enumerate(path.read_bytes().splitlines(), 1):
             fields = values.parse_json(line, f'{path}, line {i}', 'Remove the file.')
-            if not isinstance(fields, dict) or not {'line', 'mark'} <= set(fields):
+            number = fields.get('line') if isinstance(fields, dict) else None
+            if not isinstance(number, int) or 'mark' not in fields:
                 raise InputError(f'{path}, line {i}: no answer of this command; remove the file')
-            found[fields['line']] = fields['mark']
+            found[number] = fields['mark']
         return found

@@ -25,7 +25,7 @@ BATCH = 16  # utterances decoded at once, fewer if they are long
 def bucket(codes: int, longest: int) -> int:
     """The padded length for this many codes, so that few programs exist: 16, 20, 24, 28, 32, 40...
 
-    Four to an octave: at most a fifth of the work is for padding.
+    Four to an octave: from 16 codes on, at most a fifth of the work is for padding.
     """
     quarter = max(4, (1 << (codes - 1).bit_length()) >> 3)
     return min(max(16, -(-codes // quarter) * quarter), longest)

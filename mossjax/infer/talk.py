@@ -1,6 +1,7 @@
 """A dialogue while it happens: pieces of sound in and out, one's question read as it is heard.
 
-    talk = Talk(Dialogue(chat), open_mouth('codec', codes), ears=open_ears('codec', codes))
+    codec = open_codec('codec', codes, streams=True)
+    talk = Talk(Dialogue(chat), codec.mouth(), ears=codec.ears)
     for piece in microphone:                    # 16 kHz, of any length
         talk.listen(piece)
     for part in talk.reply():                   # part.wave, 24 kHz; part.text

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mossjax import paths, values
+from mossjax import files, paths, values
 from mossjax.convert import codec_directory, codec_flow, codec_vocoder
-from mossjax.errors import InputError, refusal, sift
+from mossjax.errors import InputError, one_or_all
 from mossjax.infer import audio, loudness
 from mossjax.infer.speech_decoder import BATCH, SpeechDecoder
 from mossjax.infer.vocode_stream import StreamedSpeech
@@ -110,15 +110,12 @@ def read_lines(path: str | os.PathLike, config: FlowConfig) -> list[Line]:
       InputError: there is no line, or some cannot be spoken: all of them are named.
     """
     shown = paths.printable(path)
-    with open(path, 'rb') as file:
-        given = [(i, text) for i, text in enumerate(file, 1) if text.strip()]
-    if not given:
-        raise InputError(f'{shown} has no lines; write one {{"codes": [...]}} a line')
-    good, refused = sift(lambda line: _parsed(*line, shown, config), given)
-    if refused:
-        raise _refusal(refused, len(given), 'lines cannot be spoken')
+    given = files.read_lines(
+        path, lambda number, text: (number, *_parsed(number, text, shown, config)),
+        '{"codes": [...]}', 'lines cannot be spoken',
+    )  # fmt: skip
     lines, taken = [], set()
-    for (number, _), (name, codes) in good:
+    for number, name, codes in given:
         name = name or f'line-{number}'
         while name.casefold() in taken:  # folders may not tell capitals from small letters
             name = f'{name}-{number}'
@@ -167,7 +164,7 @@ def check_lengths(lines: Sequence[Line], config: FlowConfig, prompt: int, path: 
         for line in lines if len(line.codes) > most
     ]
     if long:
-        raise _refusal(long, len(lines), 'lines are too long')
+        raise one_or_all(long, len(lines), 'lines are too long')
 
 
 def check_folder(lines: Sequence[Line], folder: str | os.PathLike) -> None:
@@ -176,17 +173,14 @@ def check_folder(lines: Sequence[Line], folder: str | os.PathLike) -> None:
     Raises:
       InputError: naming all of them.
     """
-    files = [Path(folder) / line.name for line in lines]
+    places = [Path(folder) / line.name for line in lines]
     others = [
         f'{file} was not made by this command and would be replaced; name another folder with --out'
-        for file in files if os.path.lexists(file) and not audio.read_comment(file).startswith(MARK)
+        for file in places
+        if os.path.lexists(file) and not audio.read_comment(file).startswith(MARK)
     ]
     if others:
-        raise _refusal(others, len(files), 'files are in the way')
-
-
-def _refusal(found: Sequence[str], total: int, what: str) -> InputError:
-    return InputError(found[0]) if len(found) == 1 else refusal(found, total, what)
+        raise one_or_all(others, len(places), 'files are in the way')
 
 
 def made_with(

@@ -7,6 +7,7 @@ are compiled from the shapes of its weights, which are not read.
 from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import functools
+import itertools
 import os
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from mossjax.convert import int8
 from mossjax.convert.placement import open_lm
 from mossjax.errors import InputError
 from mossjax.infer import buckets, draws, fit, generation_config
-from mossjax.infer.codec import Mouth
+from mossjax.infer.chat import INPUT_RATE
+from mossjax.infer.codec import Codec
 from mossjax.infer.draws import LaneSettings
 from mossjax.infer.engine import Programs
 from mossjax.infer.sampling import Settings, row_keys
@@ -58,17 +60,26 @@ def model_work(
     if quantised:
         params = int8.abstract(network(config).shapes, jnp.dtype('bfloat16'))
     programs, found = Programs(network(config), config, ids), []
-    for slots in buckets.lane_sizes(rows, config.max_position_embeddings):
+    sizes = buckets.lane_sizes(rows, config.max_position_embeddings)
+    for slots in sizes:
         found += _lane_work(programs, params, settings, lanes, slots)
+    for two in itertools.pairwise(sizes):
+        states = [_state(programs, params, lanes, slots) for slots in two]
+        grow = functools.partial(_compile, programs.grow, *states)
+        found.append(Work(f'lanes of {two[0]} rows grow to {two[1]}', grow))
     return found
+
+
+def _state(programs: Programs, params: dict, lanes: int, slots: int):
+    dtype = programs.dtype(params)
+    return jax.eval_shape(functools.partial(programs.fresh, lanes, slots, dtype))
 
 
 def _lane_work(
     programs: Programs, params: dict, settings: Settings, lanes: int, slots: int
 ) -> Iterator[Work]:
     """What lanes of one size run."""
-    dtype = programs.dtype(params)
-    state = jax.eval_shape(functools.partial(programs.fresh, lanes, slots, dtype))
+    dtype, state = programs.dtype(params), _state(programs, params, lanes, slots)
     lengths = np.zeros(lanes, np.int32)
     yield Work(f'lanes of {slots} rows', lambda: programs.new.lower(lanes, slots, dtype).compile())
     for count in {1, lanes}:
@@ -91,18 +102,13 @@ def _compile(program, *args, **options) -> None:
     program.lower(*args, **options).compile()
 
 
-def codec_work(encode: Callable | None, mouth: Mouth | None, stride: int = 1280) -> list[Work]:
-    """What hearing and speaking need.
-
-    Args:
-      encode: see `Chat`. mouth: see `infer.codec`. stride: samples of a code.
-    """
-    found = []
-    if mouth is not None:
-        found.append(Work('speaking', mouth.warm))
-    for codes in buckets.HEARING if encode is not None else ():
-        wave = np.zeros(codes * stride, np.float32)
-        found.append(Work(f'{codes * 0.08:.2f} s heard', functools.partial(encode, [wave])))
+def codec_work(codec: Codec) -> list[Work]:
+    """What hearing and speaking need, of a codec that streams with both halves open."""
+    found = [Work('speaking', codec.mouth().warm)]
+    for codes in buckets.HEARING:
+        wave = np.zeros(codes * codec.ears.config.stride, np.float32)
+        heard = functools.partial(codec.ears.encode, [wave])
+        found.append(Work(f'{len(wave) / INPUT_RATE:.2f} s heard', heard))
     return found
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,13 +35,15 @@ def model(tmp_path_factory):
     return directory
 
 
+def stand_in(*, mouth=None, listen=encode):
+    """A codec that is opened."""
+    ears, decoder = SimpleNamespace(encode=listen), SimpleNamespace(decode_many=decode)
+    return SimpleNamespace(ears=ears, decoder=decoder, mouth=lambda: mouth or WholeMouth(decode))
+
+
 @pytest.fixture
 def codec(monkeypatch, tmp_path):
-    def halves(folder, codes, hears, speaks, voice):
-        return hears and encode, speaks and decode
-
-    monkeypatch.setattr(chat_lib, 'open_codec', halves)
-    monkeypatch.setattr(chat_lib, 'open_mouth', lambda *_: WholeMouth(decode))
+    monkeypatch.setattr(chat_lib, 'open_codec', lambda *_: stand_in())
     (tmp_path / 'codec').mkdir()
     return tmp_path / 'codec'
 
@@ -195,9 +198,8 @@ def test_sentences_about_files_and_a_system_prompt_of_ones_own(
 def test_a_voice_speaks_the_reply(model, tmp_path, monkeypatch, capsys):
     """It reaches the codec as it is in the file; in writing there is nobody to speak."""
     told = []
-    monkeypatch.setattr(chat_lib, 'open_codec', lambda *_: (None, None))
     monkeypatch.setattr(
-        chat_lib, 'open_mouth', lambda *args: told.append(args[-1]) or WholeMouth(decode)
+        chat_lib, 'open_codec', lambda *args: told.append(args[-2]) or stand_in()
     )
     codec, ann = tmp_path / 'codec', tmp_path / 'ann.wav'  # by its content
     codec.mkdir()
@@ -246,7 +248,7 @@ def test_an_interrupted_reply_stays_as_far_as_it_was_heard(
 ):
     """In the file, which grows while it is spoken, and in the dialogue."""
     slow, asked = Slow(), ['hello', 'be brief']
-    monkeypatch.setattr(chat_lib, 'open_mouth', lambda *_: slow)
+    monkeypatch.setattr(chat_lib, 'open_codec', lambda *_: stand_in(mouth=slow))
     monkeypatch.setattr('mossjax.cli.lines.terminal', lambda: True)
     monkeypatch.setattr('mossjax.cli.lines.read', lambda: (line for line in asked))
     args = ('--model', model, '--codec', codec, '--out', tmp_path / 'a.wav', '--seed', 3)
@@ -271,7 +273,8 @@ ON_A_TERMINAL = """
 import signal, sys
 from mossjax.cli.main import run
 from mossjax.infer import chat
-from tests.tiny_chat import decode, encode
+from tests.cli.test_chat import stand_in
+from tests.tiny_chat import encode
 
 heard = []
 
@@ -282,7 +285,7 @@ def listen(waves):
         signal.pause()
     return encode(waves)
 
-chat.open_codec = lambda *_: (listen, decode)
+chat.open_codec = lambda *_: stand_in(listen=listen)
 run()
 """
 
@@ -358,7 +361,7 @@ def places(tmp_path, recording):
         (['--text', 'x', *TEXT, '--codec', 'gone'], '--codec gone: no such folder'),
         (['--text', 'x', *TEXT, '--codec', 'file'], '--codec file is a file'),
         (['--text', 'x', *TEXT, '--adapter', 'gone'], '--adapter gone: no such folder'),
-        (['--text', 'x', *TEXT], 'model/tokenizer.json: no such file'),
+        (['--text', 'x', *TEXT], 'model/config.json: no such file'),
         (['--text', 'x', '--reply', 'song'], 'song'),
         (['three', '--text', 'x', *TEXT], 'stray argument'),
         (['--questions', 'file', *TEXT], 'belong together'),

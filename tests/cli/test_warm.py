@@ -1,55 +1,67 @@
 """Compiled programs that outlive their process, and names of repositories where folders are due."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from mossjax import hub
 from mossjax.cli import compiled
 from mossjax.errors import InputError
-from mossjax.infer import buckets, fit
+from mossjax.infer import buckets, fit, many_chips
 from mossjax.models.lm.config import LMConfig
-from tests.tiny_chat import write_model
+from tests.tiny_chat import CONFIG, write_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def mossjax(cache, *args):
+def mossjax(cache, *args, typed=''):
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(cache)}
     environment.pop(compiled.VARIABLE, None)
     return subprocess.run(
         [sys.executable, '-m', 'mossjax', *map(str, args)], env=environment, check=True, text=True,
-        capture_output=True,
+        capture_output=True, input=typed,
     )  # fmt: skip
 
 
 def test_the_next_start_compiles_nothing(tmp_path):
-    """Everything that is compiled is kept, so nothing new in the folder is nothing compiled."""
-    write_model(tmp_path / 'model')
+    """Everything that is compiled is kept, so nothing new in the folder is nothing compiled.
+
+    The second question needs lanes of the next size.
+    """
+    config = dataclasses.replace(CONFIG, max_position_embeddings=4096)
+    write_model(tmp_path / 'model', config=config)
 
     def kept():
         return {path.name for path in tmp_path.glob('mossjax/compiled-*/*-cache')}
 
-    ran = mossjax(tmp_path, 'warm', '--model', tmp_path / 'model', '--rows', 400)
+    ran = mossjax(tmp_path, 'warm', '--model', tmp_path / 'model', '--rows', 2048)
     (folder,) = (tmp_path / 'mossjax').iterdir()
-    assert ran.stdout == f'4 programs compiled; kept in {folder}\n'
+    assert ran.stdout == f'9 programs compiled; kept in {folder}\n'
     warm = kept()
-    chat = ('chat', '--model', tmp_path / 'model', '--text', 'hello you', '--reply', 'text')
-    first = mossjax(tmp_path, *chat)
+    chat = ('chat', '--model', tmp_path / 'model', '--reply', 'text')
+    first = mossjax(tmp_path, *chat, typed=f'hello you\n{"hello " * 1100}\n')
     assert f'compiled programs are kept in {folder}' in first.stderr
-    assert warm and kept() == warm and first.stdout
+    assert warm and kept() == warm and first.stdout.count('\n') == 2
 
 
-def test_where_programs_are_kept(tmp_path):
+def test_where_programs_are_kept(tmp_path, monkeypatch):
     file = tmp_path / 'file'
     file.touch()
     for asked, said in ((tmp_path / 'mine', str(tmp_path / 'mine')), ('', 'nowhere')):
         environment = {compiled.VARIABLE: str(asked), 'XDG_CACHE_HOME': str(tmp_path)}
         assert compiled.keep(environment).startswith(said)
         assert environment[compiled.VARIABLE] == str(asked)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    environment = {compiled.VARIABLE: '~/mine'}
+    assert compiled.keep(environment) == environment[compiled.VARIABLE] == str(tmp_path / 'mine')
+    monkeypatch.setattr('os.path.expanduser', lambda path: path)  # nobody has a home
+    assert compiled.keep(environment := {}).startswith('nowhere') and not environment
+    monkeypatch.undo()
     with pytest.raises(InputError, match='COMPILATION_CACHE_DIR .*is a file'):
         compiled.keep({compiled.VARIABLE: str(file)})
     environment = {'XDG_CACHE_HOME': str(file)}  # nobody asked, so it is no fault
@@ -73,9 +85,16 @@ def test_int8_is_chosen_by_the_memory_there_is():
     for gib, small in ((15.75, True), (18, True), (24, False), (31.24, False)):
         assert fit.wants_int8(config, 1, round(gib * 2**30)) == small
     assert not fit.wants_int8(config, 4, round(15.75 * 2**30))
-    assert 'give that flag' in fit.advice(config, False, round(15.75 * 2**30))
-    assert 'rows of dialogue fit' in fit.advice(config, True, round(15.75 * 2**30))
-    assert 'several: 6 would do' in fit.advice(config, False, 4 * 2**30)
+    whole, small = fit.Held(config, None, False), fit.Held(config, None, True)
+    assert 'give that flag' in whole.advice(round(15.75 * 2**30))
+    assert 'rows of dialogue fit' in small.advice(round(15.75 * 2**30))
+    # 16.9 GiB and 2.75 for a dialogue and the rest; its 8 heads are divided by 1, 2, 4 or 8
+    assert whole.advice(4 * 2**30).endswith('take a larger device, or 8 of this kind')
+    assert whole.advice(5 * 2**30).endswith('or 4 of this kind')
+    assert whole.advice(2**30).endswith('take a larger device')
+    mesh = many_chips.mesh_for(config, jax.devices()[:2])
+    said = fit.Held(config, mesh, False).advice(round(8.5 * 2**30))
+    assert said.startswith('2 devices have 17.0 GiB') and '--int8 8.5; give that flag' in said
 
 
 def test_a_name_stands_for_what_the_hubs_cache_has(tmp_path, monkeypatch):

@@ -161,6 +161,7 @@ def test_speech_to_speech_with_the_halves_of_a_real_codec(golden, codec_dir, tmp
     'halves, said',
     [
         ({}, 'tokenizer has 64 codes, the decoder 97, the language model 10; take'),
+        ({'streams': True}, 'tokenizer has 64 codes, the decoder 97, the language model 10; take'),
         ({'speaks': False}, 'tokenizer has 64 codes, the language model 10; take'),
     ],
 )

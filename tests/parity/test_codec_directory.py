@@ -17,6 +17,7 @@ from mossjax.convert.journal import Journal
 from mossjax.convert.transfer import Options, convert, verify
 from mossjax.errors import InputError
 from mossjax.infer import voice
+from mossjax.infer.codec import StreamingMouth, WholeMouth, open_codec
 from mossjax.models.flow.config import FlowConfig
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.models.vocoder.hift.config import HiftConfig
@@ -129,6 +130,20 @@ def test_both_forms_open_as_the_same_networks(released, orbax):
     assert voice.load(orbax / VOICE, orbax).codes == [1]
     # Unequal weights are told apart by the files.
     assert codec_directory.weights(orbax, ['flow']) != codec_directory.weights(released, ['flow'])
+
+
+def test_a_codec_that_streams_speaks_with_what_learned_to(released, orbax, tmp_path):
+    """Without a vocoder that streams, there is no use for it."""
+    shutil.copytree(released, tmp_path / 'mute', ignore=shutil.ignore_patterns('hift.*'))
+    for root, streams, stem in (
+        (released, True, 'flow-chunk-5'), (orbax, True, 'flow-chunk-5'),
+        (released, False, 'flow'), (tmp_path / 'mute', True, 'flow'),
+    ):  # fmt: skip
+        config, wanted = codec_directory.open_flow(root, stem)
+        opened = open_codec(root, config.vocab_size, hears=False, streams=streams)
+        assert opened.ears is None
+        jax.tree.map(np.testing.assert_array_equal, opened.decoder.params, wanted)
+        assert isinstance(opened.mouth(), WholeMouth if root.name == 'mute' else StreamingMouth)
 
 
 def test_an_orbax_form_without_what_is_asked_for(released, tmp_path):
