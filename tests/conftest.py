@@ -1,4 +1,4 @@
-"""Shared by all tests: eight virtual CPU devices, exact matmuls, seeds, golden files."""
+"""Shared by all tests: eight virtual CPU devices, exact matmuls, quick compiles, golden files."""
 
 import json
 import os
@@ -16,6 +16,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update('jax_default_matmul_precision', 'highest')
+# Large programs on few numbers: the compiler takes half the time, and they run more slowly. What a
+# test starts in a process of its own (demo, guide, notebook, hosts) compiles as users' programs do.
+jax.config.update('jax_disable_most_optimizations', True)
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
@@ -29,17 +32,6 @@ def _seeds():
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
-
-
-@pytest.fixture(scope='module')
-def quick_compiles():
-    """The compiler takes half the time over a module's programs, which then run more slowly.
-
-    For tests of large programs on few numbers: pytestmark = pytest.mark.usefixtures(...).
-    """
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='session')

@@ -10,8 +10,6 @@ from mossjax.infer.voice import Voice
 from mossjax.models.flow.config import FlowConfig, Window
 from tests.tiny_codec import random_params
 
-pytestmark = pytest.mark.usefixtures('quick_compiles')
-
 SMALL = FlowConfig(
     vocab_size=50, input_size=12, mels=8, xvector_size=6, width=16, heads=2, ff_width=24, blocks=1,
     up_blocks=1, channels=8, head_dim=4, estimator_heads=2, transformers=1, mid_blocks=1, chunk=2,

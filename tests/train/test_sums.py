@@ -25,8 +25,6 @@ from tests.tiny_lm import close, tiny_params
 from tests.train.tiny_task import tiny_run, tiny_task
 from tests.train.toy_task import ToyTask, toy_config
 
-pytestmark = pytest.mark.usefixtures('quick_compiles')
-
 ONE = jax.devices()[:1]
 
 
