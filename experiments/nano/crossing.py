@@ -11,6 +11,15 @@ its codes are those of the recorded answer, or its words are right.
 Intervals are Wilson's over all questions of all seeds. Questions about one fact (four voices, two
 rates) and seeds on one set of facts are not independent, so they are too narrow: read them beside
 the seeds. What the record calls not finished was stopped in its last stage and says nothing.
+
+Rows of 'all at once' that `examples` does not make; none has a withheld fact in speech:
+
+    partly written  a question about a spoken fact, or a recording to be written down: a share of
+                    words drawn from 0.2 to 0.9 is spoken, each word as the codes between its
+                    borders, neighbours as one stretch; and replies that change between writing
+                    and speech at one word
+    silent targets  text targets on rows of speech: each word of the question one row after its
+                    last code, and on every row of a reply the word of the code that comes next
 """
 
 from collections.abc import Sequence
