@@ -38,6 +38,7 @@ from mossjax.models.lm.text import TextTokenizer
 from mossjax.nn import weight_norm
 from mossjax.train import loop, tasks
 from mossjax.train.config import check
+from mossjax.train.vocoder import GENERATOR
 
 CODES = 512
 VERSIONS = 8  # of each recording, as the language model hears it
@@ -291,8 +292,7 @@ def exact_scores(workdir: Path, chat: Chat) -> dict:
 
 def decoder(workdir: Path, effort: float) -> dict:
     """The flow decoder, its encoder first."""
-    _, _, first = train(workdir, 'decoder_mu', effort)
-    del first
+    train(workdir, 'decoder_mu', effort)
     config, task, state = train(workdir, 'decoder', effort)
     save_flow(workdir / 'codec', task.config, bfloat16(state.params))
     return facts_of(config, state) | {'last': last_metrics(workdir / 'decoder')}
@@ -300,10 +300,9 @@ def decoder(workdir: Path, effort: float) -> dict:
 
 def vocoder(workdir: Path, effort: float) -> dict:
     """HiFT, mels and pitch first, then against its discriminators."""
-    _, _, first = train(workdir, 'vocoder_mel', effort)
-    del first
+    train(workdir, 'vocoder_mel', effort)
     config, task, state = train(workdir, 'vocoder', effort)
-    generator = weight_norm.fold(jax.tree.map(np.asarray, state.params['generator']))
+    generator = weight_norm.fold(jax.tree.map(np.asarray, state.params[GENERATOR]))
     save_hift(workdir / 'codec', task.config, bfloat16(generator), suffix='.safetensors')
     return facts_of(config, state) | {'last': last_metrics(workdir / 'vocoder')}
 
