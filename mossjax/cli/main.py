@@ -32,7 +32,7 @@ COMMANDS = {
     'convert': 'weights between Hugging Face and Orbax, with a certificate',
     'doctor': 'what is wrong with this machine, and how to mend it',
     'plan': 'whether a training step fits a TPU slice, and how long it takes, without a TPU',
-    'train': 'language model, speech tokenizer or decoder, from a laptop to a pod',
+    'train': 'language model or a part of the codec, from a laptop to a pod',
 }
 
 OVERVIEW = """\
@@ -93,12 +93,16 @@ def main(argv: list[str]) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         return _unknown(name)
-    return _run_command(name, rest)
+    return run_command(importlib.import_module(f'mossjax.cli.{name}'), name, rest)
 
 
-def _run_command(name: str, rest: list[str]) -> int:
+def run_command(module, name: str, rest: list[str]) -> int:
+    """Runs a command on what stands behind its name; returns its exit code.
+
+    Args:
+      module: of the command, or what has a docstring, `FLAGS` and `main` as one.
+    """
     before = rest[: rest.index('--')] if '--' in rest else rest
-    module = importlib.import_module(f'mossjax.cli.{name}')
     if '--help' in before or '-h' in before:
         print(f'mossjax {name}: {module.__doc__.strip()}\n\nFlags:\n{flag_help(module.FLAGS)}')
         return OK

@@ -7,6 +7,7 @@ end, as each process holds them.
     python -m mossjax.cli.prove PART N FLAGS      what those processes run
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 from mossjax import paths, steps
 from mossjax.errors import InputError
@@ -162,8 +164,8 @@ def main(part: str, count: int, argv: list[str]) -> int:
         found = state_digests(state.items())
         (folder / f'{STATE}-{me}').write_text(json.dumps(found, indent=1))
 
-    train.trained = fit
-    return cli.main(['train', *argv, '--prove_resume=0'])
+    command = types.SimpleNamespace(FLAGS=train.FLAGS, main=functools.partial(train.main, fit=fit))
+    return cli.run_command(command, 'train', [*argv, '--prove_resume=0'])
 
 
 if __name__ == '__main__':

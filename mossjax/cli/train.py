@@ -1,4 +1,6 @@
-"""trains a network: the language model in any of its stages, the tokenizer, the decoder.
+"""trains a network: the language model in any of its stages, or a part of the codec.
+
+Parts of the codec are speech tokenizer, decoder, vocoder and speaker encoder.
 
   mossjax train --config FILE.py[:ARGUMENT] --workdir DIR [--config.KEY=VALUE ...]
 
@@ -13,9 +15,9 @@ that stalled, a bucket out of reach); 2 bad input or a full disk; 3 the run went
 (config.max_skips).
 
 config.init_from says what a run starts from: the workdir of another run of the same network, a
-MOSS-Speech or Qwen3 directory (language model), or a codec directory (tokenizer, decoder). Once
-the run has a checkpoint it is not opened again. A run does not go on with a config that makes it
-another run (data, seed, model, optimiser), unless each key that differs is named in --changed.
+MOSS-Speech or Qwen3 directory (language model), or a codec directory (its parts). Once the run has
+a checkpoint it is not opened again. A run does not go on with a config that makes it another run
+(data, seed, model, optimiser), unless each key that differs is named in --changed.
 
 Examples:
   mossjax train --config experiments/moss_9b/stage1.py:v5p-128 --workdir gs://bucket/stage1 --pod
@@ -56,7 +58,19 @@ _PROVE = number_flag(
 )  # fmt: skip
 
 
-def main(args: list[str]) -> int | None:
+def trained(config, workdir: str) -> None:
+    """Trains a checked config in a workdir, to the end."""
+    from mossjax.train import loop, tasks
+
+    run = tasks.make(config, fresh=loop.saved_step(workdir) is None)
+    loop.fit(run.task, run.config, workdir, init_from=run.init_from, changed=_CHANGED.value)
+
+
+def main(args: list[str], fit=trained) -> int | None:
+    """
+    Args:
+      fit: what trains; `cli.prove` gives another.
+    """
     if args:
         raise InputError(f'unexpected argument {args[0]!r}; configs are named with --config')
     if _CONFIG.value is None:
@@ -74,16 +88,6 @@ def main(args: list[str]) -> int | None:
     if _POD.value:
         distributed.start()
     with buckets.reachable(workdir):
-        trained(config, workdir)
+        fit(config, workdir)
     logging.info('%s: all %d steps are done', workdir, config.steps)
     return None
-
-
-def trained(config, workdir: str) -> None:
-    """Trains a checked config in a workdir, to the end."""
-    from mossjax.train import loop, tasks
-
-    run = tasks.make(config, fresh=loop.saved_step(workdir) is None)
-    loop.fit(
-        run.task, run.config, workdir, init_from=run.init_from, changed=_CHANGED.value
-    )  # fmt: skip

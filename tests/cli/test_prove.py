@@ -1,5 +1,7 @@
 """`mossjax train --prove_resume`: what is the same is found so, what differs is named."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -26,29 +28,34 @@ def get_config():
 
 
 @pytest.fixture(scope='module')
-def proven(tmp_path_factory):
-    """(folder with config and workdir, what was printed)."""
-    root = tmp_path_factory.mktemp('proof')
-    (root / 'run.py').write_text(CONFIG)
-    return root
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp('config') / 'run.py'
+    path.write_text(CONFIG)
+    return path
 
 
-def test_a_run_that_is_killed_ends_with_the_same_bits(proven, capfd):
-    code = mossjax('train', '--config', proven / 'run.py', '--workdir', proven / 'work',
-                   '--prove_resume', 6)  # fmt: skip
-    said = capfd.readouterr()
-    assert code == 0, said.err[-3000:]
-    assert 'the same bits, killed after step 3 or not' in said.out
-    state = json.loads((proven / 'work/whole/state-0.json').read_text())
+@pytest.fixture(scope='module')
+def proven(config, tmp_path_factory):
+    """The workdir of a proof that found no difference."""
+    workdir = tmp_path_factory.mktemp('proof') / 'work'
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = mossjax('train', '--config', config, '--workdir', workdir, '--prove_resume', 6)
+    assert code == 0 and 'the same bits, killed after step 3 or not' in said.getvalue()
+    return workdir
+
+
+def test_a_run_that_is_killed_ends_with_the_same_bits(proven):
+    state = json.loads((proven / 'whole/state-0.json').read_text())
     assert any("['params']['kernel']" in name for name in state)
     assert any("['extra']['mean']" in name for name in state)
-    rows = [json.loads(line) for line in open(proven / 'work/parts/rows-0.jsonl')]
+    assert json.loads((proven / 'parts/state-0.json').read_text()) == state
+    rows = [json.loads(line) for line in open(proven / 'parts/rows-0.jsonl')]
     assert {row['step'] for row in rows} == set(range(6))
     assert [row['step'] for row in rows].count(3) > 1  # read before the kill and after it
 
 
 def test_what_differs_is_named(proven, tmp_path):
-    shutil.copytree(proven / 'work', tmp_path / 'work')
+    shutil.copytree(proven, tmp_path / 'work')
     assert prove.differences(tmp_path / 'work') == []
     rows = tmp_path / 'work/parts/rows-0.jsonl'
     lines = rows.read_text().splitlines()
@@ -65,14 +72,14 @@ def test_what_differs_is_named(proven, tmp_path):
 
 
 @pytest.mark.parametrize('count, said', [(5, 'an even number'), (2, '4 or more')])
-def test_counts_that_cannot_be_halved_around_a_kill(proven, count, said, tmp_path, capsys):
-    args = ('train', '--config', proven / 'run.py', '--workdir', tmp_path / 'w')
+def test_counts_that_cannot_be_halved_around_a_kill(config, count, said, tmp_path, capsys):
+    args = ('train', '--config', config, '--workdir', tmp_path / 'w')
     assert said in refused(capsys, *args, f'--prove_resume={count}')
     assert not (tmp_path / 'w').exists()
 
 
-def test_a_workdir_in_use_is_left_alone(proven, tmp_path, capsys):
+def test_a_workdir_in_use_is_left_alone(config, tmp_path, capsys):
     (tmp_path / 'w').mkdir()
     (tmp_path / 'w' / 'file').touch()
-    args = ('train', '--config', proven / 'run.py', '--workdir', tmp_path / 'w')
+    args = ('train', '--config', config, '--workdir', tmp_path / 'w')
     assert 'wants a fresh one' in refused(capsys, *args, '--prove_resume=6')
