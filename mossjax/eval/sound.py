@@ -20,6 +20,7 @@ import warnings
 
 import numpy as np
 
+from mossjax.data.clips import fit
 from mossjax.errors import InputError
 from mossjax.ops.resample import resample
 
@@ -119,14 +120,13 @@ def pesq() -> Likeness:
     """
     package = _imported('pesq', 'PESQ', 'pip install pesq (it needs a C compiler)')
 
-    def judge(original, rate, copy, copy_rate) -> float:
-        pair = _pair(original, rate, copy, copy_rate)
+    def score(original: np.ndarray, copy: np.ndarray) -> float:
         try:
-            return float(package.pesq(RATE, *pair, 'wb'))
+            return package.pesq(RATE, original, copy, 'wb')
         except package.NoUtterancesError as error:
             raise InputError('PESQ finds no speech in the recording') from error
 
-    return judge
+    return _of_pairs(score)
 
 
 def stoi() -> Likeness:
@@ -137,13 +137,12 @@ def stoi() -> Likeness:
     """
     package = _imported('pystoi', 'STOI', 'pip install mossjax[sound]')
 
-    def judge(original, rate, copy, copy_rate) -> float:
-        pair = _pair(original, rate, copy, copy_rate)
-        if len(pair[0]) < SHORTEST * RATE:
-            raise InputError(f'STOI needs {SHORTEST} s of speech, this is {len(pair[0]) / RATE} s')
-        return float(package.stoi(*pair, RATE))
+    def score(original: np.ndarray, copy: np.ndarray) -> float:
+        if len(original) < SHORTEST * RATE:
+            raise InputError(f'STOI needs {SHORTEST} s of speech, this is {len(original) / RATE} s')
+        return package.stoi(original, copy, RATE)
 
-    return judge
+    return _of_pairs(score)
 
 
 def spelt(text: str) -> str:
@@ -178,8 +177,11 @@ def _heard(wav: np.ndarray, rate: int) -> np.ndarray:
     return np.clip(resample(wav, rate, RATE), -1, 1).astype(np.float32)
 
 
-def _pair(original, rate, copy, copy_rate) -> tuple[np.ndarray, np.ndarray]:
-    """Both at RATE, the copy cut or filled with silence to the length of the original."""
-    original, copy = _heard(original, rate), _heard(copy, copy_rate)
-    copy = np.pad(copy, (0, max(0, len(original) - len(copy))))
-    return original, copy[: len(original)]
+def _of_pairs(score: Callable[[np.ndarray, np.ndarray], float]) -> Likeness:
+    """A judge of both at RATE, the copy cut or filled with silence to the original's length."""
+
+    def judge(original: np.ndarray, rate: int, copy: np.ndarray, copy_rate: int) -> float:
+        original = _heard(original, rate)
+        return float(score(original, fit(_heard(copy, copy_rate), len(original))))
+
+    return judge
