@@ -57,9 +57,8 @@ class DiscriminatorConfig:
 
     @property
     def shortest(self) -> int:
-        """Samples that a wave must have for every discriminator to see one whole window."""
-        return max(1, *(2 * p for p in self.periods), *self.windows, *(n // 2 + 1 for n in
-                   self.n_ffts))  # fmt: skip
+        """Samples of a wave in which every discriminator sees two periods, or a whole window."""
+        return max(*(2 * p for p in self.periods), *self.windows, 1)
 
 
 class PeriodDiscriminator(nnx.Module):

@@ -1,6 +1,6 @@
 """Discriminators and losses of the vocoder against torch, gradients of the wave included."""
 
-import math
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -142,9 +142,12 @@ def test_pitch_loss_counts_what_was_measured():
     assert losses.f0_loss(f0, jnp.full((1, 3), losses.UNKNOWN)) == 0
 
 
-def test_shortest_is_what_every_discriminator_takes(net, params):
-    """One sample fewer and a reflection has nothing to reflect, or a window nothing to hear."""
-    least = CONFIG.shortest
-    judgements = net.bind(params)(jnp.zeros((1, least)))
-    assert all(math.isfinite(float(jnp.sum(score))) for score, _ in judgements)
-    assert all(score.size for score, _ in judgements)
+def test_the_shortest_wave_is_judged_as_torch_judges_it(net, params, waves):
+    """Reflections at both ends are then longest beside it; longer ones torch would refuse."""
+    assert CONFIG.shortest == max(CONFIG.windows)
+    assert dataclasses.replace(CONFIG, periods=(2, 30)).shortest == 60
+    wave = waves[0][:, : CONFIG.shortest]
+    found, wanted = net.bind(params)(wave), _judge(params, torch.tensor(wave))
+    for (score, _), (theirs, _) in zip(found, wanted, strict=True):
+        scores = [np.sort(np.asarray(x).ravel()) for x in (score, theirs)]  # places are laid apart
+        np.testing.assert_allclose(*scores, rtol=0, atol=2e-5)
