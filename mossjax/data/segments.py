@@ -9,28 +9,26 @@ import functools
 
 import numpy as np
 
+from mossjax.data import speech
 from mossjax.data.clips import Clips, fit
+from mossjax.data.manifest import Recording
 from mossjax.data.pipeline import Batch
 from mossjax.errors import InputError
+from mossjax.models.flow.mel import HOP, RATE
+from mossjax.models.speaker import fbank
+from mossjax.models.vocoder.losses import UNKNOWN
 from mossjax.values import listed
 
-RATE, HOP = 24_000, 480  # Hz; samples of a mel frame
 MARGIN = 2  # frames on either side that a mel's window reaches into
-UNKNOWN = -1.0  # f0 of a recording without a measured one
-VOICE_RATE = 16_000  # Hz, of a speaker encoder
 
 
 class _Cuts:
     """Which recordings make up a batch."""
 
     def __init__(self, clips: Clips, *, rate: int, rows: int, seed: int, skip: Sequence[str]):
-        if clips.rate != rate:
-            raise InputError(f'clips are at {clips.rate} Hz; load them at {rate} Hz for this')
+        speech.code_samples(clips, rate)
         self._clips, self._rows, self._seed = clips, rows, seed
-        left = [i for i, r in enumerate(clips.recordings) if r.audio not in set(skip)]
-        if not left:
-            raise InputError('all recordings are to be skipped; name fewer in data.skip_rows')
-        self._left = np.array(left)
+        self._skip = speech.named(clips, skip)
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
 
     def size(self, step: int) -> int:
@@ -40,22 +38,25 @@ class _Cuts:
 
     def names(self, step: int) -> list[str]:
         """See `pipeline.Batches`."""
-        return [self._clips.recordings[self._which(step, i)].audio for i in range(self._rows)]
+        return [self._clips.recordings[i].audio for i in self._indices(step)]
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         """See `pipeline.Batches`."""
-        found = [
-            self._row(self._which(step, i), np.random.default_rng([self._seed, step, int(i), 1]))
-            for i in (range(self._rows) if rows is None else rows)
-        ]
-        return {key: np.stack([row[key] for row in found]) for key in found[0]}
+        indices = self._indices(step)
+        return speech.stacked([
+            # By place in the global batch, whoever asks.
+            self._row(int(indices[at]), np.random.default_rng([self._seed, step, int(at), 1]))
+            for at in (range(self._rows) if rows is None else rows)
+        ])
 
-    def _which(self, step: int, row: int) -> int:
-        epoch, at = divmod(step * self._rows + int(row), len(self._left))
-        return int(self._left[self._order(epoch)[at]])
+    def _indices(self, step: int) -> np.ndarray:
+        places = step * self._rows + np.arange(self._rows)
+        epochs, at = np.divmod(places, len(self._clips))
+        found = [self._order(int(e))[i] for e, i in zip(epochs, at, strict=True)]
+        return speech.without(self._skip, np.array(found), step)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._left))
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._clips))
 
 
 class SegmentBatches(_Cuts):
@@ -71,10 +72,10 @@ class SegmentBatches(_Cuts):
           clips: at 24 kHz.
           pitches: see `pitch.read`.
           frames: of a cut, 20 ms each. rows: of a global batch.
-          skip: names of recordings (`audio`) that are left out.
+          skip: names of recordings (`audio`) that are left out, see `speech.without`.
 
         Raises:
-          InputError: clips of another rate, or nothing is left.
+          InputError: clips of another rate, or no recording has a name in `skip`.
         """
         super().__init__(clips, rate=RATE, rows=rows, seed=seed, skip=skip)
         self._frames = frames
@@ -106,46 +107,45 @@ class SpeakerBatches(_Cuts):
           clips: at 16 kHz. samples: of a cut. rows: of a global batch. skip: see `SegmentBatches`.
 
         Raises:
-          InputError: a recording says no speaker, there is one speaker alone, or one of them has
-            one recording alone.
+          InputError: a recording says no speaker, a speaker has one recording alone, or as of
+            `SegmentBatches`.
         """
-        super().__init__(clips, rate=VOICE_RATE, rows=rows, seed=seed, skip=skip)
+        super().__init__(clips, rate=fbank.RATE, rows=rows, seed=seed, skip=skip)
         self._samples = samples
-        self.speakers = check_speakers(clips.recordings)
+        groups = by_speaker(clips.recordings)
+        self.speakers = tuple(groups)
+        self._who = np.empty(len(clips), np.int32)
+        for number, indices in enumerate(groups.values()):
+            self._who[indices] = number
 
     def _row(self, i: int, rng: np.random.Generator) -> Batch:
         wav = self._clips.read(i)
         if len(wav) < self._samples:
             wav = np.resize(wav, self._samples)
         first = int(rng.integers(len(wav) - self._samples + 1))
-        name = self._clips.recordings[i].speaker
-        return {
-            'audio': wav[first : first + self._samples],
-            'speakers': np.int32(self.speakers.index(name)),
-        }
+        return {'audio': wav[first : first + self._samples], 'speakers': self._who[i]}
 
 
-def check_speakers(recordings: Sequence) -> tuple[str, ...]:
-    """The speakers of recordings, sorted.
+def by_speaker(recordings: Sequence[Recording]) -> dict[str, np.ndarray]:
+    """Speaker -> the places of their recordings, sorted by name.
 
     Raises:
       InputError: a recording says none, or a speaker has one recording alone.
     """
-    nameless = [r.audio for r in recordings if not r.speaker]
-    if nameless:
+    groups: dict[str, list[int]] = {}
+    for i, recording in enumerate(recordings):
+        groups.setdefault(recording.speaker, []).append(i)
+    if nameless := groups.get(''):
         raise InputError(
             f'{len(nameless)} of {len(recordings)} recordings have no "speaker", first: '
-            f'{nameless[0]}. Write it into the manifest'
+            f'{recordings[nameless[0]].audio}. Write it into the manifest'
         )
-    counts: dict[str, int] = {}
-    for recording in recordings:
-        counts[recording.speaker] = counts.get(recording.speaker, 0) + 1
-    if alone := sorted(name for name, count in counts.items() if count < 2):
+    if alone := sorted(name for name, indices in groups.items() if len(indices) < 2):
         raise InputError(
             f'speakers with one recording alone: {listed(alone)}. Who speaks is learnt from two '
             'or more; add recordings, or leave these speakers out with data.only'
         )
-    return tuple(sorted(counts))
+    return {name: np.array(groups[name]) for name in sorted(groups)}
 
 
 def _cut(x: np.ndarray, start: int, length: int) -> np.ndarray:

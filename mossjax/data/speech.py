@@ -61,8 +61,7 @@ class Schedule:
           buckets: how many padded lengths there may be.
           unit: padded lengths are multiples of it.
           rows_multiple: rows of a batch are a multiple of it (devices that hold rows).
-          skip: indices in whose places the first other recording of the batch comes again; no
-            other batch changes.
+          skip: indices that are left out, see `without`.
 
         Raises:
           InputError: a weight is not a whole number, or nothing is left.
@@ -97,13 +96,7 @@ class Schedule:
         """(padded length, int64 (b,) indices of the recordings)."""
         epoch, i = divmod(step, self.steps_per_epoch)
         bucket, indices = self._plan(epoch)[i]
-        if len(skipped := np.isin(indices, self._skip).nonzero()[0]):
-            others = np.delete(indices, skipped)
-            if not len(others):
-                raise InputError(f'all recordings of batch {step} are to be skipped; name fewer.')
-            indices = indices.copy()
-            indices[skipped] = others[0]
-        return int(self.lengths[bucket]), indices
+        return int(self.lengths[bucket]), without(self._skip, indices, step)
 
     def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         rng = np.random.default_rng([self._seed, epoch])
@@ -114,6 +107,20 @@ class Schedule:
             order = np.resize(order, -(-len(order) // rows) * rows)
             plan += [(bucket, part) for part in order.reshape(-1, rows)]
         return [plan[i] for i in rng.permutation(len(plan))]
+
+
+def without(skip: Sequence[int], indices: np.ndarray, step: int) -> np.ndarray:
+    """The indices of batch `step`; the first that is not skipped comes again for each that is.
+
+    So nothing else changes, in this batch or another.
+
+    Raises:
+      InputError: all are to be skipped.
+    """
+    skipped = np.isin(indices, skip)
+    if skipped.all():
+        raise InputError(f'all recordings of batch {step} are to be skipped; name fewer.')
+    return np.where(skipped, indices[np.argmin(skipped)], indices)
 
 
 def bucket_lengths(lengths: np.ndarray, buckets: int, unit: int) -> np.ndarray:
@@ -173,12 +180,12 @@ class TokenizerBatches:
           rows_multiple: rows of a global batch are a multiple of it.
           skip: names of recordings (`audio`) that are left out, see `Schedule`.
         """
-        unit = _unit(clips, 16_000)
+        unit = code_samples(clips, 16_000)
         longest = clips.lengths + round(room * clips.rate)
         self.schedule = Schedule(
             longest, [weight(r) for r in clips.recordings], budget=int(seconds * clips.rate),
             seed=seed, buckets=buckets, unit=unit, rows_multiple=rows_multiple,
-            skip=_named(clips, skip),
+            skip=named(clips, skip),
         )  # fmt: skip
         self._clips, self._inventory = clips, inventory
         self._targets = [inventory.sequence(r) for r in clips.recordings]
@@ -199,7 +206,7 @@ class TokenizerBatches:
         """See `pipeline.Batches`."""
         width, indices = self.schedule.batch(step)
         chosen = indices if rows is None else indices[np.asarray(rows)]
-        return _stacked([self._row(int(i), width) for i in chosen])
+        return stacked([self._row(int(i), width) for i in chosen])
 
     def _row(self, i: int, width: int) -> Batch:
         wav, target = self._clips.read(i), self._targets[i]
@@ -240,13 +247,13 @@ class DecoderBatches:
         skip: Sequence[str] = (),
     ):
         """Args: as `TokenizerBatches`, with clips at 24 kHz and their codes."""
-        self._unit = _unit(clips, 24_000)
+        self._unit = code_samples(clips, 24_000)
         self._versions = [codes.versions(r.audio) for r in clips.recordings]
         longest = [max(len(v.codes) for v in versions) for versions in self._versions]
         self.schedule = Schedule(
             longest, [weight(r) for r in clips.recordings],
             budget=int(seconds * clips.rate / self._unit), seed=seed, buckets=buckets,
-            rows_multiple=rows_multiple, skip=_named(clips, skip),
+            rows_multiple=rows_multiple, skip=named(clips, skip),
         )  # fmt: skip
         self._clips, self._seed = clips, seed
         self._undisturbed = undisturbed
@@ -262,7 +269,7 @@ class DecoderBatches:
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
         """See `pipeline.Batches`."""
         width, indices = self.schedule.batch(step)
-        return _stacked([
+        return stacked([
             # By place in the global batch, whoever asks.
             self._row(int(indices[at]), width, np.random.default_rng([self._seed, step, int(at)]))
             for at in (range(len(indices)) if rows is None else rows)
@@ -281,20 +288,31 @@ class DecoderBatches:
         }
 
 
-def _named(clips: Clips, names: Sequence[str]) -> list[int]:
+def named(clips: Clips, names: Sequence[str]) -> list[int]:
+    """Indices of the recordings that messages give these names (`audio`).
+
+    Raises:
+      InputError: there is none of a name.
+    """
     at = {recording.audio: i for i, recording in enumerate(clips.recordings)}
     if unknown := [name for name in names if name not in at]:
         raise InputError(f'recordings to skip that the manifest lacks: {listed(unknown)}')
     return [at[name] for name in names]
 
 
-def _unit(clips: Clips, rate: int) -> int:
+def code_samples(clips: Clips, rate: int) -> int:
+    """Samples of a code in clips that must be at `rate` Hz.
+
+    Raises:
+      InputError: they are not.
+    """
     if clips.rate != rate:
         raise InputError(f'clips are at {clips.rate} Hz; load them at {rate} Hz for this network.')
     return CODE_SAMPLES[rate]
 
 
-def _stacked(rows: list[Batch]) -> Batch:
+def stacked(rows: list[Batch]) -> Batch:
+    """Rows of the same fields as a batch."""
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 

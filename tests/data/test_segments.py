@@ -48,6 +48,10 @@ def test_cuts_of_sound_and_pitch_lie_on_each_other():
         for key, x in some.items():
             np.testing.assert_array_equal(x, batch[key][[2, 0]])
     assert len(seen) > 12  # the beginnings are drawn
+    assert len({tuple(batches.names(step)) for step in range(6)}) > 1  # and the order of an epoch
+    halves = SegmentBatches(source, pitches, frames=FRAMES, rows=2, seed=3)
+    for step in range(6):
+        assert halves.names(2 * step) + halves.names(2 * step + 1) == batches.names(step)
 
 
 def test_who_speaks_and_short_recordings_said_again():
@@ -58,6 +62,26 @@ def test_who_speaks_and_short_recordings_said_again():
     np.testing.assert_array_equal(batch['speakers'], first >= 2)
     (row,) = batch['audio'][first == 1]
     np.testing.assert_array_equal(row, 1001 + np.arange(20) % 7)
+
+
+def test_what_is_skipped_changes_nothing_else():
+    def batches(*skip):
+        return SpeakerBatches(
+            clips(16_000, (50, 40, 30, 30)), samples=20, rows=4, seed=0, skip=skip
+        )
+
+    for step in range(3):  # each an epoch
+        plain, found = batches().batch(step), batches('/1.wav', '/2.wav').batch(step)
+        names = batches().names(step)
+        other = next(name for name in names if name not in ('/1.wav', '/2.wav'))
+        for row, name in enumerate(batches('/1.wav', '/2.wav').names(step)):
+            if names[row] in ('/1.wav', '/2.wav'):
+                assert name == other and found['audio'][row, 0] // 1000 == int(other[1])
+            else:
+                assert name == names[row]
+                np.testing.assert_array_equal(found['audio'][row], plain['audio'][row])
+    with pytest.raises(InputError, match='that the manifest lacks: /9.wav'):
+        batches('/9.wav')
 
 
 @pytest.mark.parametrize(
@@ -76,13 +100,19 @@ def test_a_prompt_is_of_the_same_speaker_and_of_another_recording():
     waves = [np.repeat(c, 1920).astype(np.float32) for c in codes]
     recordings = [Recording(f'/{i}.wav', speaker='aabb'[i]) for i in range(4)]
     source = Clips(recordings, 24_000, np.array([len(w) for w in waves]), waves.__getitem__)
-    store = CodesStore({r.audio: [Version(c)] for r, c in zip(recordings, codes, strict=True)})
-    batches = PromptedBatches(
-        source, store, seconds=10.0, seed=1, prompts=0.7, longest=7, buckets=1
-    )
+    store = CodesStore({  # disturbed versions are not to be heard here
+        r.audio: [Version(c), Version(c + 50)] for r, c in zip(recordings, codes, strict=True)
+    })
+    given = {
+        'undisturbed': 1.0, 'seconds': 10.0, 'seed': 1, 'prompts': 0.7, 'longest': 7, 'buckets': 1
+    }  # fmt: skip
+    batches = PromptedBatches(source, store, **given)
+    skipping = PromptedBatches(source, store, **given, skip=['/1.wav'])
     counts = set()
     for step in range(30):
         batch = batches.batch(step)
+        left = skipping.batch(step)['codes']
+        assert not (left // 100 == 1).any() and (left // 100 == 3).any()
         for row, n in enumerate(batch['prompt_lengths']):
             found = batch['codes'][row, : batch['code_lengths'][row]]
             prompt, spoken = found[:n] // 100, found[n:] // 100
