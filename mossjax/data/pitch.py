@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import logging
 import numpy as np
 
-from mossjax import values
+from mossjax import paths, values
 from mossjax.data.clips import load_audio
 from mossjax.data.manifest import Recording, check_audio
 from mossjax.errors import InputError
@@ -79,20 +79,22 @@ def read(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
     """{absolute path of a recording: f0 (frames,) float32}.
 
     Raises:
-      InputError: a line is no such entry.
+      InputError: it cannot be read, or a line is no such entry.
     """
     root, found = Path(path).resolve().parent, {}
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
-        where = f'{path}:{number}'
-        fields = values.parse_json(line, where, 'Delete the file to measure again.')
-        f0 = fields.get('f0') if isinstance(fields, dict) else None
-        if not isinstance(f0, list) or not all(x in values.NOT_NEGATIVE for x in f0) or (
-            not isinstance(fields.get('path'), str)
-        ):
-            raise InputError(
-                f'{where}: expected {{"path": ..., "f0": [...]}}; delete the file to measure again'
-            )
-        found[os.path.normpath(root / fields['path'])] = np.array(f0, np.float32)
+    with paths.errors_of(path, 'read'), open(path, encoding='utf-8', errors='replace') as lines:
+        for number, line in enumerate(lines, 1):
+            where = f'{path}:{number}'
+            fields = values.parse_json(line, where, 'Delete the file to measure again.')
+            f0 = fields.get('f0') if isinstance(fields, dict) else None
+            if not isinstance(f0, list) or not all(x in values.NOT_NEGATIVE for x in f0) or (
+                not isinstance(fields.get('path'), str)
+            ):
+                raise InputError(
+                    f'{where}: expected {{"path": ..., "f0": [...]}}; delete the file to measure '
+                    'again'
+                )
+            found[os.path.normpath(root / fields['path'])] = np.array(f0, np.float32)
     return found
 
 

@@ -5,7 +5,6 @@ moving averages that the encoder is used with. The averages are state that no gr
 parameters of the same names stay as they started and are replaced by them in the end (`encoder`).
 """
 
-from collections.abc import Mapping
 import dataclasses
 import functools
 
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 
 from mossjax.convert.codec_meta import run_meta
 from mossjax.convert.codec_parts import SAFETENSORS, Part
-from mossjax.convert.codec_speaker import STEM, open_campp
+from mossjax.convert.codec_speaker import STEM
 from mossjax.convert.source import DECODER
 from mossjax.data.pipeline import Batches
 from mossjax.data.segments import SpeakerBatches
@@ -25,10 +24,9 @@ from mossjax.models.speaker import fbank
 from mossjax.models.speaker.config import CamppConfig
 from mossjax.models.speaker.loss import Classifier, margin_loss
 from mossjax.nn.param import Network, describe
-from mossjax.steps import CHECKPOINTS, as_path
 from mossjax.train import starts
-from mossjax.train.config import choose, options, path
-from mossjax.train.recordings import CLIPS, select
+from mossjax.train.config import options
+from mossjax.train.recordings import Selected
 from mossjax.train.starts import Run
 from mossjax.train.task import FromBatches
 from mossjax.values import SHARE, SIZE, Range, ranged
@@ -45,22 +43,16 @@ SpeakerModel = dataclasses.make_dataclass(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class SpeakerData:
-    """`data` of a speaker run.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeakerData(Selected):
+    """`data` of a speaker run: of `Selected`, each recording with its "speaker", and
 
     Attributes:
-      manifest: JSONL of recordings with their "speaker" (`data.manifest`).
       seconds: of a cut. rows: cuts in a global batch.
-      only, keep, skip_rows: see `recordings.SpeechData`.
     """
 
-    manifest: str = path()
     seconds: float = ranged(Range(0.2, 60), 3.0)
     rows: int = ranged(SIZE, 64)
-    only: Mapping[str, list] = dataclasses.field(default_factory=dict)
-    keep: str = 'memory'
-    skip_rows: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +141,9 @@ def run(config: ConfigDict, fresh: bool) -> Run:
     data = options(config.data, SpeakerData, 'data')
     loss = options(config.loss, SpeakerLoss, 'loss')
     model = CamppConfig(**dataclasses.asdict(options(config.model, SpeakerModel, 'model')))
-    clips = choose(CLIPS, data.keep, 'data.keep')(select(data.manifest, data.only), fbank.RATE)
     batches = SpeakerBatches(
-        clips, samples=round(data.seconds * fbank.RATE), rows=data.rows, seed=config.seed,
-        skip=data.skip_rows,
+        data.clips(fbank.RATE), samples=round(data.seconds * fbank.RATE), rows=data.rows,
+        seed=config.seed, skip=data.skip_rows,
     )  # fmt: skip
     if len(batches.speakers) < 2:
         raise InputError(
@@ -160,15 +151,7 @@ def run(config: ConfigDict, fresh: bool) -> Run:
             'from two or more'
         )
     task = SpeakerTask(model, batches, len(batches.speakers), loss)
-    return Run(task, config, _start(config.init_from if fresh else '', task.network))
-
-
-def _start(directory: str, network: Network) -> starts.Start | None:
-    """From the workdir of another run of the same speakers, or from a codec's encoder."""
-    if not directory or (as_path(directory) / CHECKPOINTS).is_dir():
-        return starts.from_workdir(directory)
-    _, params = open_campp(directory)
-    return lambda _: network.init(jax.random.key(0)) | {ENCODER: params}
+    return Run(task, config, starts.speaker(config.init_from if fresh else '', task.network))
 
 
 # What may be set in the open sections of a config.

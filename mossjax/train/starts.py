@@ -5,6 +5,8 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+from flax.traverse_util import flatten_dict as flatten
+from flax.traverse_util import unflatten_dict as unflatten
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from mossjax import buckets, checkpoint
 from mossjax.convert import codec_tokenizer, kinds
 from mossjax.convert.codec_flow import open_flow
+from mossjax.convert.codec_speaker import open_campp
 from mossjax.convert.codec_vocoder import open_hift
 from mossjax.convert.lm_rules import LM_RULES
 from mossjax.convert.placement import on_devices, place
@@ -139,9 +142,38 @@ def vocoder(directory: str, network) -> Start | None:
         return lambda abstract: _fresh(network, abstract, has) | _parameters(saved, step)(
             {name: tree for name, tree in abstract.items() if name in has}
         )
-    _, params = open_hift(directory)
+    _, params = open_hift(str(_here(directory)))
     generator = network.networks['generator'].split(params)
     return lambda abstract: _fresh(network, abstract, {'generator'}) | {'generator': generator}
+
+
+def speaker(directory: str, network: Network) -> Start | None:
+    """From the workdir of another run of the same speakers, or from a codec's encoder.
+
+    Norms begin with the averages that the encoder was used with; the directions of a codec's
+    speakers are not known, so these are fresh.
+
+    Raises:
+      InputError: the directory is neither.
+    """
+    if not directory:
+        return None
+    saved = as_path(directory) / CHECKPOINTS
+    if saved.is_dir():
+        step = checkpoint.find_step(saved, items=('params', 'extra'))
+        return lambda abstract: _averaged(saved, step, abstract)
+    _, params = open_campp(str(_here(directory)))
+    return lambda _: network.init(jax.random.key(0)) | {'encoder': params}
+
+
+def _averaged(saved, step: int, abstract: dict) -> dict:
+    """Parameters of a speaker run, the moving averages beside them put in."""
+    encoder = flatten(abstract['encoder'])
+    averages = flatten(checkpoint.read_shapes(saved, step, 'extra'))
+    wanted = unflatten({path: encoder[path] for path in averages})
+    found, _ = checkpoint.restore(saved, {'params': abstract, 'extra': wanted}, step)
+    encoder = flatten(found['params']['encoder']) | flatten(found['extra'])
+    return found['params'] | {'encoder': unflatten(encoder)}
 
 
 def _fresh(network, abstract: dict, having: Container) -> dict:

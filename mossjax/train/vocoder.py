@@ -5,7 +5,7 @@ constant: the sum of the two losses has the gradients of both. Each has gradient
 own norm (`apart`), and optimiser state of its own, as every parameter has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import os
@@ -14,12 +14,15 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 
+from mossjax import paths
 from mossjax.convert.codec_meta import run_meta
 from mossjax.convert.codec_parts import SAFETENSORS, Part
 from mossjax.convert.codec_vocoder import STEM, stored_network
 from mossjax.convert.source import DECODER
 from mossjax.data import pitch, segments
+from mossjax.data.manifest import Recording
 from mossjax.data.pipeline import Batches
 from mossjax.errors import InputError
 from mossjax.models.flow.mel import HOP, RATE, log_mel
@@ -30,8 +33,8 @@ from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.nn import weight_norm
 from mossjax.nn.param import Network, describe
 from mossjax.train import starts
-from mossjax.train.config import choose, group, options, path
-from mossjax.train.recordings import CLIPS, select
+from mossjax.train.config import group, options, path
+from mossjax.train.recordings import Selected
 from mossjax.train.starts import Run
 from mossjax.train.task import FromBatches
 from mossjax.values import NOT_NEGATIVE, SIZE, Range, ranged
@@ -39,25 +42,19 @@ from mossjax.values import NOT_NEGATIVE, SIZE, Range, ranged
 GENERATOR, DISCRIMINATORS = 'generator', 'discriminators'
 
 
-@dataclasses.dataclass(frozen=True)
-class VocoderData:
-    """`data` of a vocoder run.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocoderData(Selected):
+    """`data` of a vocoder run: of `Selected`, and
 
     Attributes:
-      manifest: JSONL of recordings (`data.manifest`).
       frames: of a cut, 20 ms each. rows: cuts in a global batch.
       f0: pitch store of the recordings (`data.pitch`); measured and written there if the file does
         not exist. '' where loss.f0 is 0. Recordings that it lacks train everything but pitch.
-      only, keep, skip_rows: see `recordings.SpeechData`.
     """
 
-    manifest: str = path()
     frames: int = ranged(Range(1, 3000, whole=True), 50)
     rows: int = ranged(SIZE, 16)
     f0: str = path(default='')
-    only: Mapping[str, list] = dataclasses.field(default_factory=dict)
-    keep: str = 'memory'
-    skip_rows: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +118,7 @@ class VocoderTask(FromBatches):
 
     @functools.cached_property
     def network(self) -> Players:
-        networks = {GENERATOR: stored_network(self.config)}
-        if self.judges is not None:
-            networks[DISCRIMINATORS] = discriminator_network(self.judges)
-        return Players(networks)
+        return players(self.config, self.judges)
 
     @property
     def model(self) -> dict:
@@ -181,6 +175,15 @@ class VocoderTask(FromBatches):
         return real, model.wave(mel, excited, lengths), f0
 
 
+def players(config: HiftConfig, judges: DiscriminatorConfig | None) -> Players:
+    """The generator and, unless `judges` is None, its discriminators."""
+    networks = {GENERATOR: stored_network(config)}
+    if judges is not None:
+        networks[DISCRIMINATORS] = discriminator_network(judges)
+    return Players(networks)
+
+
+@functools.cache  # describing takes a second
 def discriminator_network(config: DiscriminatorConfig) -> Network:
     """Discriminators under weight normalisation, without which they learn much more slowly."""
     plain = describe(lambda rngs: Discriminators(config, rngs=rngs))
@@ -199,22 +202,26 @@ def run(config: ConfigDict, fresh: bool) -> Run:
     if weights.adversarial or weights.feature:
         judges = options(weights.discriminators, DiscriminatorConfig, 'loss.discriminators')
     _check_frames(data.frames, weights, judges)
-    recordings = select(data.manifest, data.only)
     if weights.f0 and not data.f0:
         raise InputError(
             'config.data.f0 is not set; name the file of measured pitch (it is made where it does '
             'not exist), or set config.loss.f0 = 0 if the weights that the run begins with know '
             'pitch already'
         )
-    if data.f0 and not os.path.lexists(data.f0):
-        pitch.measure(recordings, data.f0)
+    clips = data.clips(RATE)
+    start = starts.vocoder(config.init_from if fresh else '', players(model, judges))
     batches = segments.SegmentBatches(
-        choose(CLIPS, data.keep, 'data.keep')(recordings, RATE),
-        pitch.read(data.f0) if data.f0 else {},
+        clips, _pitches(data.f0, clips.recordings) if data.f0 else {},
         frames=data.frames, rows=data.rows, seed=config.seed, skip=data.skip_rows,
     )  # fmt: skip
-    task = VocoderTask(model, batches, weights, judges)
-    return Run(task, config, starts.vocoder(config.init_from if fresh else '', task.network))
+    return Run(VocoderTask(model, batches, weights, judges), config, start)
+
+
+def _pitches(store: str, recordings: Sequence[Recording]) -> Mapping[str, np.ndarray]:
+    """Measured pitch by recording; what takes long comes after everything else is known to fit."""
+    if not os.path.lexists(store):
+        pitch.measure(recordings, paths.file_to_write(store, 'config.data.f0'))
+    return pitch.read(store)
 
 
 def _scale(given: tuple) -> losses.Scale:

@@ -23,6 +23,16 @@ def test_pitch_of_a_voice_that_rises_and_stops(tmp_path):
     assert not f0[54:].any()
 
 
+def test_frames_lie_where_they_are_said_to():
+    """A glide, 3.6 Hz a frame: half a frame more or less would be 1.8 Hz."""
+    f0 = 110 + 180 * np.arange(16000) / 16000
+    phase = 2 * np.pi * np.cumsum(f0) / 16000
+    wave = 0.2 * sum(np.sin(k * phase) / k for k in range(1, 9))
+    at = np.arange(8, 42)
+    found = pitch.pitch(wave.astype(np.float32))[at] - (110 + 180 * (at + 0.5) / 50)
+    assert abs(found.mean()) < 0.6 and abs(found).max() < 3
+
+
 @pytest.mark.parametrize(
     'line', ['{"path": "a.wav", "f0": [1, "2"]}', '{"f0": [1]}', '[]', '{"path": 1, "f0": []}']
 )
@@ -30,3 +40,8 @@ def test_a_store_that_is_none(line, tmp_path):
     (tmp_path / 'f0.jsonl').write_text(line + '\n')
     with pytest.raises(InputError, match='f0.jsonl:1: expected .* delete the file'):
         pitch.read(tmp_path / 'f0.jsonl')
+
+
+def test_a_store_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match='cannot be read: Is a directory'):
+        pitch.read(tmp_path)

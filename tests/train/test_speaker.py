@@ -1,17 +1,22 @@
 """The speaker encoder's run: its loss against torch, its norms, and what is exported."""
 
+import json
+
 import jax
 import numpy as np
+import pytest
 import torch
 
 from mossjax.convert import kinds, transfer
 from mossjax.convert.codec_speaker import open_campp
 from mossjax.data.pipeline import Whole
+from mossjax.errors import InputError
+from mossjax.infer import audio
 from mossjax.models.speaker.blocks import BatchNorm
 from mossjax.models.speaker.config import CamppConfig
 from mossjax.models.speaker.loss import margin_loss
 from mossjax.nn.param import describe
-from mossjax.train import loop
+from mossjax.train import loop, starts, tasks
 from mossjax.train.config import defaults
 from mossjax.train.speaker import SpeakerLoss, SpeakerTask
 
@@ -72,6 +77,14 @@ def test_what_is_exported_tells_the_speakers_apart(tmp_path):
         np.asarray, task.encoder(state.params, state.extra)
     ))  # fmt: skip
     assert float(abs(params['tdnn_norm']['mean']).max()) > 0.01
+    # Another run begins with these averages too, not with those that this one began with.
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params
+    )
+    start = starts.speaker(str(tmp_path / 'run'), task.network)(abstract)
+    np.testing.assert_array_equal(start['directions'], state.params['directions'])
+    for encoder in (start, starts.speaker(str(tmp_path / 'out'), task.network)(abstract)):
+        jax.tree.map(np.testing.assert_array_equal, encoder['encoder'], params)
 
     from mossjax.infer.voice_maker import SpeakerEncoder
 
@@ -81,3 +94,23 @@ def test_what_is_exported_tells_the_speakers_apart(tmp_path):
     cosines = vectors @ vectors.T
     same = np.array([cosines[0, 2], cosines[1, 3]])
     assert same.min() > cosines[0, 1] + 0.2 and same.min() > cosines[2, 3] + 0.2
+
+
+def test_a_config_names_recordings_and_who_speaks_in_them(tmp_path):
+    for i in range(4):
+        audio.save(tmp_path / f'{i}.wav', np.full(4000, (i + 1) / 10, np.float32), 16000)
+    lines = [{'audio': f'{i}.wav', 'speaker': 'ab'[i % 2]} for i in range(4)]
+    (tmp_path / 'manifest.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in lines))
+    config = defaults()
+    config.task = 'speaker'
+    config.model.layers = (1, 1, 1)
+    config.data.update(manifest=str(tmp_path / 'manifest.jsonl'), seconds=0.2, rows=4)
+    task = tasks.make(config).task
+    assert task.config == CamppConfig(layers=(1, 1, 1)) and task.speakers == 2
+    batch = task.batch(0)
+    levels = np.round(10 * batch['audio'].mean(axis=1)).astype(int)
+    assert batch['audio'].shape == (4, 3200) and sorted(levels) == [1, 2, 3, 4]
+    np.testing.assert_array_equal(batch['speakers'], (levels - 1) % 2)
+    config.data.only = {'speaker': ['b']}
+    with pytest.raises(InputError, match='b is the only speaker'):
+        tasks.make(config)

@@ -7,14 +7,16 @@ import jax
 import numpy as np
 import pytest
 
+from mossjax import checkpoint
 from mossjax.convert import kinds, transfer
 from mossjax.convert.codec_vocoder import open_hift
 from mossjax.data.pipeline import Whole
 from mossjax.errors import InputError
+from mossjax.infer import audio
 from mossjax.models.vocoder.discriminators import DiscriminatorConfig
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.nn import weight_norm
-from mossjax.train import loop, tasks
+from mossjax.train import loop, starts, tasks
 from mossjax.train.config import check, defaults
 from mossjax.train.vocoder import VocoderLoss, VocoderTask
 
@@ -112,6 +114,31 @@ def test_it_is_exported_beside_a_codec_that_has_no_vocoder(trained, tmp_path):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
         params, weight_norm.fold(jax.tree.map(np.asarray, state.params['generator'])),
     )  # fmt: skip
+    # Another run begins with it; discriminators, which a codec has not, begin anew.
+    start = starts.vocoder(str(tmp_path / 'out'), TASK.network)(state.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        weight_norm.fold(start['generator']), params,
+    )  # fmt: skip
+    fresh = TASK.network.init(jax.random.key(0))['discriminators']
+    jax.tree.map(np.testing.assert_array_equal, start['discriminators'], fresh)
+
+
+def test_another_run_begins_with_the_players_that_are_there(trained, tmp_path):
+    """Both, or the generator of a run that had no discriminators: these then begin anew."""
+    workdir, state = trained
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params
+    )
+    start = starts.vocoder(str(workdir), TASK.network)(abstract)
+    jax.tree.map(np.testing.assert_array_equal, start, state.params)
+    saved = checkpoint.Checkpoints(tmp_path / 'checkpoints')
+    alone = {'generator': state.params['generator']}
+    saved.save(1, {'params': alone, 'opt_state': {}, 'extra': {}}, {})
+    saved.close()
+    start = starts.vocoder(str(tmp_path), TASK.network)(abstract)
+    fresh = TASK.network.init(jax.random.key(0))['discriminators']
+    jax.tree.map(np.testing.assert_array_equal, start, alone | {'discriminators': fresh})
 
 
 @pytest.mark.parametrize(
@@ -132,3 +159,26 @@ def test_refusals(changes, message, tmp_path):
     config.loss.scales = ((changes.get('scale', 1920), 64, 10),)
     with pytest.raises(InputError, match=message):
         tasks.make(config)
+
+
+def test_pitch_is_measured_when_all_else_is_known_to_fit(tmp_path):
+    """A recording whose store says 200 Hz in its first half and nothing of another."""
+    for name in 'ab':
+        audio.save(tmp_path / f'{name}.wav', np.full(24_000, 0.1, np.float32), 24_000)
+    manifest = tmp_path / 'manifest.jsonl'
+    manifest.write_text(''.join(json.dumps({'audio': f'{x}.wav'}) + '\n' for x in 'ab'))
+    config = defaults()
+    config.task, config.init_from = 'vocoder', str(tmp_path / 'nowhere')
+    config.data.update(manifest=str(manifest), f0=str(tmp_path / 'f0.jsonl'), frames=50, rows=2)
+    with pytest.raises(InputError, match='nowhere'):
+        tasks.make(config)
+    assert not (tmp_path / 'f0.jsonl').exists()
+    config.init_from, config.data.f0 = '', str(tmp_path / 'a.wav' / 'f0.jsonl')
+    with pytest.raises(InputError, match='config.data.f0 .* is a file, not a folder'):
+        tasks.make(config)
+    config.data.f0 = str(tmp_path / 'f0.jsonl')
+    entry = {'path': 'a.wav', 'f0': [200.0] * 25 + [0.0] * 25}
+    (tmp_path / 'f0.jsonl').write_text(json.dumps(entry) + '\n')
+    task = tasks.make(config).task
+    found = {tuple(row) for row in task.batch(0)['f0']}
+    assert found == {tuple(entry['f0']), (-1.0,) * 50} and len(task.names(0)) == 2
