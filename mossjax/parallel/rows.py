@@ -73,8 +73,9 @@ class Rows:
                 raise InputError(
                     f'a batch of {size} rows does not divide among the {self.parts} row-holding '
                     f'parts of the mesh {dict(self.sharding.mesh.shape)}: set '
-                    'config.data.batch_size (language model) or config.data.rows_multiple '
-                    f'(tokenizer, decoder) to a multiple of {self.parts}'
+                    'config.data.batch_size (language model), config.data.rows_multiple '
+                    '(tokenizer, decoder) or config.data.rows (vocoder, speaker encoder) to a '
+                    f'multiple of {self.parts}'
                 )
 
     def check_batch(self, batch: Mapping[str, np.ndarray], size: int) -> None:
