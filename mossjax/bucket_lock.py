@@ -1,4 +1,7 @@
-"""A lock in a bucket: one object, renewed by its holder, taken over when it is not any more."""
+"""A lock in a bucket: one object, renewed by its holder, taken over when it is not any more.
+
+`files.locked` holds it where a path is in a bucket.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -45,39 +48,44 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
         lock.leave()
 
 
+def me() -> str:
+    """How a lock names its holder."""
+    return f'process {os.getpid()} on {socket.gethostname()}'
+
+
+def in_use(what: str, holder: str) -> InputError:
+    """The error of a lock that another process holds."""
+    return InputError(f'{what} is in use by {holder}; end that first, or name another place')
+
+
 class _Lock:
     def __init__(self, path: str):
         from google.cloud import storage
 
         bucket, _, self._name = path.removeprefix('gs://').partition('/')
         self._bucket = storage.Client().bucket(bucket)
-        self._me = f'process {os.getpid()} on {socket.gethostname()}'
+        self._me = me()
         self._generation = 0  # of the object as we wrote it; 0: there must be none
 
     def take(self, what: str) -> None:
         from google.api_core.exceptions import PreconditionFailed
 
-        seen, since = None, time.monotonic()
+        seen, since = 0, time.monotonic()
         while True:
-            blob = self._bucket.get_blob(self._name, timeout=CONNECT_S)
-            if blob is not None:
-                holder = blob.download_as_text(timeout=CONNECT_S)
-                if blob.generation != seen:
-                    if seen is not None:  # it was renewed while we waited
-                        raise InputError(f'{what} is in use by {holder}; end that first, or name '
-                                         'another place')  # fmt: skip
-                    seen, since = blob.generation, time.monotonic()
-                if not self._is_gone(holder) and time.monotonic() < since + STALE_S:
-                    logging.info('%s was in use by %s; waiting to see whether it is', what, holder)
-                    time.sleep(RENEW_S)
-                    continue
-                self._generation = blob.generation
-            else:
-                self._generation = 0
+            self._generation, holder = self._read()
+            if self._generation not in (0, seen):
+                if seen:  # it was renewed while we waited
+                    raise in_use(what, holder)
+                seen, since = self._generation, time.monotonic()
+            stale = time.monotonic() >= since + STALE_S
+            if self._generation and not (stale or self._is_gone(holder)):
+                logging.info('%s was in use by %s; waiting to see whether it is', what, holder)
+                time.sleep(RENEW_S)
+                continue
             with contextlib.suppress(PreconditionFailed):
                 self._write()
                 return
-            seen = None
+            seen = 0
 
     def renew(self, over: threading.Event, what: str) -> None:
         from google.api_core.exceptions import PreconditionFailed
@@ -96,9 +104,9 @@ class _Lock:
     def _is_mine(self) -> bool:
         """We wrote it last, and never got the answer."""
         with contextlib.suppress(Exception):
-            blob = self._bucket.get_blob(self._name, timeout=CONNECT_S)
-            if blob is not None and blob.download_as_text(timeout=CONNECT_S) == self._me:
-                self._generation = blob.generation
+            generation, holder = self._read()
+            if holder == self._me:
+                self._generation = generation
                 return True
         return False
 
@@ -107,6 +115,16 @@ class _Lock:
             self._bucket.blob(self._name).delete(
                 if_generation_match=self._generation, timeout=CONNECT_S
             )
+
+    def _read(self) -> tuple[int, str]:
+        """(generation, who holds it); (0, '') where nobody does."""
+        from google.api_core.exceptions import NotFound
+
+        blob = self._bucket.get_blob(self._name, timeout=CONNECT_S)
+        with contextlib.suppress(NotFound):  # it was given up just now
+            if blob is not None:
+                return blob.generation, blob.download_as_text(timeout=CONNECT_S)
+        return 0, ''
 
     def _write(self) -> None:
         blob = self._bucket.blob(self._name)

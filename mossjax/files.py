@@ -11,12 +11,11 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import tempfile
 from typing import TypeVar
 import zlib
 
-from mossjax import paths, values
+from mossjax import bucket_lock, paths, values
 from mossjax.errors import InputError, one_or_all, sift
 
 # What a write says when the file system takes no more (EFBIG: a limit on the size of files).
@@ -108,7 +107,7 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
     """Holds a lock file, made if it is missing, until the block ends or the process dies.
 
     The file stays and says who holds it, or did last. Where the file system has no locks (some
-    network disks) nothing is held.
+    network disks) nothing is held. In a bucket: see `bucket_lock.locked`.
 
     Args:
       what: the lock stands for, for the message.
@@ -116,6 +115,10 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
     Raises:
       InputError: another process holds it, or the file cannot be written.
     """
+    if paths.in_bucket(path):
+        with bucket_lock.locked(path, what):
+            yield
+        return
     path = pathlib.Path(path)
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,13 +129,10 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
         except OSError as error:
             if error.errno in LOCKED:
                 file.seek(0)
-                raise InputError(
-                    f'{what} is in use by {file.read(200) or "another process"}; end that first, '
-                    'or name another place'
-                ) from None
+                raise bucket_lock.in_use(what, file.read(200) or 'another process') from None
         with room_for(path):
             file.truncate(0)
-            file.write(f'process {os.getpid()} on {socket.gethostname()}')
+            file.write(bucket_lock.me())
             file.flush()
         yield
 

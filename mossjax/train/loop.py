@@ -8,7 +8,6 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from mossjax import bucket_lock
 from mossjax.checkpoint import Checkpoints
 from mossjax.data.pipeline import prefetch
 from mossjax.errors import InputError
@@ -17,7 +16,6 @@ from mossjax.files import locked
 from mossjax.parallel import chips, distributed, rules, sharding
 from mossjax.parallel.mesh import MeshConfig, make_mesh
 from mossjax.parallel.rows import Rows
-from mossjax.paths import in_bucket
 from mossjax.steps import CHECKPOINTS, as_path
 from mossjax.train import guard, metrics, optim, profile, resume
 from mossjax.train import state as state_lib
@@ -102,8 +100,7 @@ def fit(
 
     with contextlib.ExitStack() as stack:
         if distributed.is_first():
-            lock = bucket_lock.locked if in_bucket(workdir) else locked
-            stack.enter_context(lock(workdir / LOCK, f'the workdir {workdir}'))
+            stack.enter_context(locked(workdir / LOCK, f'the workdir {workdir}'))
             if saved_step(workdir) != start:
                 raise InputError(f'{workdir}: another run has saved a step there just now; run '
                                  'the same command again to go on from it')  # fmt: skip

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from mossjax import bucket_lock, buckets, checkpoint, paths
+from mossjax import bucket_lock, buckets, checkpoint, files, paths
 from mossjax.convert.directories import save_lm
 from mossjax.data.builder import write_rows
 from mossjax.data.rows import IGNORE, Example
 from mossjax.errors import InputError, OutOfReach
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
+from mossjax.steps import as_path
 from mossjax.train import metrics, starts
 from tests.cli.test_bad_input import mossjax, refused
 from tests.tiny_lm import tiny_config, tiny_params
@@ -138,7 +139,7 @@ def generations(work):
 
 
 def weights(work):
-    saved = buckets_path(work) / 'checkpoints'
+    saved = as_path(work) / 'checkpoints'
     step = checkpoint.find_step(saved)
     shapes = checkpoint.read_shapes(saved, step)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -146,12 +147,8 @@ def weights(work):
     return step, jax.device_get(checkpoint.restore_params(saved, abstract, step)[0])
 
 
-def buckets_path(path):
-    return checkpoint.as_path(path)
-
-
 def test_a_killed_run_ends_with_the_bits_of_one_on_a_disk(run, place):
-    works = [buckets_path(run[0]), buckets_path(place / 'quiet')]
+    works = [as_path(run[0]), as_path(place / 'quiet')]
     (step, found), (quiet_step, quiet) = map(weights, works)
     assert step == quiet_step == STEPS
     assert jax.tree.all(jax.tree.map(np.array_equal, found, quiet))
@@ -168,15 +165,13 @@ def test_metrics_are_parts_that_are_never_written_again(run):
     saved = {name for name in before if int(name[:9]) <= SAVE_EVERY}  # before any checkpoint lost
     assert saved and all(after[name] == before[name] for name in saved)
     assert len(after) == STEPS
-    sizes = [len(path.read_text()) for path in (buckets_path(work) / metrics.PARTS).glob('*')]
-    assert all(text.count('\n') == 1 for text in map(
-        lambda path: path.read_text(), (buckets_path(work) / metrics.PARTS).glob('*')
-    ))  # fmt: skip
-    assert max(sizes) < 1.5 * min(sizes)
-    events = list((buckets_path(work) / 'tensorboard').glob('events*'))
+    texts = [path.read_text() for path in (as_path(work) / metrics.PARTS).glob('*')]
+    assert all(text.count('\n') == 1 for text in texts)
+    assert max(map(len, texts)) < 1.5 * min(map(len, texts))
+    events = list((as_path(work) / 'tensorboard').glob('events*'))
     assert len(events) >= (STEPS - KILLED_AT) / SAVE_EVERY
-    assert not (buckets_path(work) / 'lock').exists()
-    assert len(list(buckets_path('gs://bucket/compiled').iterdir())) > 0
+    assert not (as_path(work) / 'lock').exists()
+    assert len(list(as_path('gs://bucket/compiled').iterdir())) > 0
 
 
 def test_a_run_in_a_bucket_is_converted_into_one_and_started_from(run, bucket, place, capsys):
@@ -205,17 +200,18 @@ def test_one_run_has_a_workdir_in_a_bucket(place, bucket, monkeypatch):
     """A lock of a process that lives is waited for and respected, an old one is taken over."""
     where = f'{bucket}/locks/lock'
     monkeypatch.setattr(bucket_lock, 'RENEW_S', 0.05)
-    monkeypatch.setattr(bucket_lock, 'STALE_S', 0.5)
-    with bucket_lock.locked(where, 'the workdir x'):
+    with files.locked(where, 'the workdir x'):
         other = bucket_lock._Lock(where)
         monkeypatch.setattr(other, '_is_gone', lambda holder: False)
         with pytest.raises(InputError, match=f'x is in use by process {os.getpid()} on'):
             other.take('the workdir x')
-    assert not buckets_path(where).exists()
-    buckets_path(where).write_text('process 1 on elsewhere')
-    with bucket_lock.locked(where, 'the workdir x'):  # not renewed for STALE_S
-        assert buckets_path(where).read_text().startswith(f'process {os.getpid()} ')
-    assert not buckets_path(where).exists()
+    assert not as_path(where).exists()
+    as_path(where).write_text('process 1 on elsewhere')
+    monkeypatch.setattr(bucket_lock, 'STALE_S', 0.2)
+    with files.locked(where, 'the workdir x'):  # not renewed for STALE_S
+        assert as_path(where).read_text().startswith(f'process {os.getpid()} ')
+    assert not as_path(where).exists()
+    assert not [t for t in threading.enumerate() if t.name == 'lock']
 
 
 # --------------------------------------------------------------------------- what is not reached
@@ -264,4 +260,3 @@ def test_a_bad_endpoint_is_named(monkeypatch):
     monkeypatch.setenv(buckets.ENDPOINT, 'localhost')
     with pytest.raises(InputError, match="MOSSJAX_GCS_ENDPOINT is 'localhost'; write http://HOST"):
         paths.need_buckets('gs://bucket/x', 'x')
-    assert not [t for t in threading.enumerate() if t.name == 'lock']
