@@ -20,7 +20,7 @@ from mossjax.train import loop, starts, tasks
 from mossjax.train.config import defaults
 from mossjax.train.speaker import SpeakerLoss, SpeakerTask
 
-CONFIG = CamppConfig(head=2, width=4, growth=2, bottleneck=4, layers=(1, 1, 1), embedding=8)
+CONFIG = CamppConfig(head=4, width=16, growth=8, bottleneck=16, layers=(1, 1, 1), embedding=16)
 
 
 def test_margin_loss_and_its_gradient(rng):
@@ -54,21 +54,22 @@ def test_a_norm_in_training_is_torchs(rng):
 
 
 def make_batch(step):
-    """Two speakers, low and high."""
+    """Two speakers, low and high; loud and soft by turns, since what is steady is taken away."""
     rng = np.random.default_rng(step)
-    speakers = np.array([0, 1, 0, 1])
+    speakers = np.arange(16) % 2
     t = np.arange(4000) / 16000
-    tones = np.sin(2 * np.pi * (300 + 900 * speakers[:, None]) * t + rng.uniform(0, 6, (4, 1)))
-    audio = 0.3 * tones + 0.01 * rng.normal(size=tones.shape)
+    tones = np.sin(2 * np.pi * (300 + 900 * speakers[:, None]) * t + rng.uniform(0, 6, (16, 1)))
+    tones *= 1 + np.sin(2 * np.pi * 12 * t + rng.uniform(0, 6, (16, 1)))
+    audio = 0.15 * tones + 0.01 * rng.normal(size=tones.shape)
     return {'audio': audio.astype(np.float32), 'speakers': speakers.astype(np.int32)}
 
 
 def test_what_is_exported_tells_the_speakers_apart(tmp_path):
     """With the averages that the run kept beside its parameters, not with those it began with."""
     config = defaults()
-    config.steps = config.save_every = 30
+    config.steps = config.save_every = 60
     config.optim.peak_lr, config.optim.warmup_steps = 1e-2, 1
-    task = SpeakerTask(CONFIG, Whole(make_batch), 2, SpeakerLoss(decay=0.7))
+    task = SpeakerTask(CONFIG, Whole(make_batch), 2, SpeakerLoss(decay=0.8))
     state = loop.fit(task, config, tmp_path / 'run', devices=jax.devices()[:1])
     transfer.convert(kinds.open_source(tmp_path / 'run'), tmp_path / 'out')
     found, params = open_campp(tmp_path / 'out')
@@ -88,12 +89,15 @@ def test_what_is_exported_tells_the_speakers_apart(tmp_path):
 
     from mossjax.infer.voice_maker import SpeakerEncoder
 
-    encoder = SpeakerEncoder(found, params)
-    vectors = np.stack([encoder(wave) for wave in make_batch(99)['audio']])
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    cosines = vectors @ vectors.T
-    same = np.array([cosines[0, 2], cosines[1, 3]])
-    assert same.min() > cosines[0, 1] + 0.2 and same.min() > cosines[2, 3] + 0.2
+    batch = make_batch(99)  # not among those of the run
+    vectors = np.stack(list(map(SpeakerEncoder(found, params), batch['audio'])))
+    ours, theirs = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors, state.params['directions'])
+    )
+    cosines = ours @ theirs.T
+    rows, right = np.arange(len(cosines)), batch['speakers']
+    # Of four seeds the least was 0.68; with the averages that the run began with, -0.69.
+    assert min(cosines[rows, right] - cosines[rows, 1 - right]) > 0.4
 
 
 def test_a_config_names_recordings_and_who_speaks_in_them(tmp_path):
