@@ -123,13 +123,15 @@ class FlowTask(FromBatches):
         model = self.network.bind(params)
 
         def under(context):
-            return lambda: self.objective(model, batch, key, context=context)
+            return lambda key: self.objective(model, batch, key, context=context)
 
         if self._always:
-            loss, metrics = under(self.context)()
+            loss, metrics = under(self.context)(key)
         else:
-            coin = jax.random.uniform(jax.random.fold_in(key, 0)) < self.context_share
-            loss, metrics = jax.lax.cond(coin, under(self.context), under(OFFLINE))
+            # A key of its own: fold_in(key, 0) would be one of those that the loss splits off.
+            coin_key, key = jax.random.split(key)
+            coin = jax.random.uniform(coin_key) < self.context_share
+            loss, metrics = jax.lax.cond(coin, under(self.context), under(OFFLINE), key)
         return loss, (metrics, extra)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -93,3 +94,17 @@ def test_audio_becomes_the_mel_of_the_same_frames(rng):
 def test_a_context_that_holds_codes_back_is_refused():
     with pytest.raises(InputError, match='train with held = 0'):
         FlowTask(CONFIG, Whole(make_batch), context=Context(held=3))
+
+
+def test_the_mask_goes_by_a_coin_that_the_loss_does_not_see():
+    def objective(model, batch, key, *, context):
+        drawn = jax.random.uniform(jax.random.split(key)[0])
+        return drawn, {'chunk': jnp.float32(context.chunk == 5)}
+
+    task = FlowTask(CONFIG, Whole(make_batch), objective, Context(chunk=5), context_share=0.3)
+    params, batch = task.network.init(jax.random.key(0)), make_batch(0)
+    keys = jax.random.split(jax.random.key(1), 1000)
+    drawn, (metrics, _) = jax.vmap(lambda key: task.loss(params, {}, batch, key))(keys)
+    chunk = np.asarray(metrics['chunk'])
+    assert chunk.mean() == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 1000) ** 0.5)
+    assert abs(np.corrcoef(chunk, drawn)[0, 1]) < 4 / 1000**0.5
