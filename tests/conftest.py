@@ -17,7 +17,7 @@ import pytest  # noqa: E402
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 # Large programs on few numbers: the compiler takes half the time, and they run more slowly. What a
-# test starts in a process of its own (demo, guide, notebook, hosts) compiles as users' programs do.
+# test starts in a process of its own (demo, guide, notebook) compiles as users' programs do.
 jax.config.update('jax_disable_most_optimizations', True)
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'

@@ -117,6 +117,8 @@ class Limited(ToyTask):
 def main():
     from mossjax.train.loop import fit
 
+    # As tests/conftest.py has it: its bits are compared with those of runs in the suite's process.
+    jax.config.update('jax_disable_most_optimizations', True)
     workdir, steps, *pairs = sys.argv[1:]
     changes = dict(pair.split('=', 1) for pair in pairs)
     if place := changes.pop('process', None):
