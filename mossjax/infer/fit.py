@@ -14,10 +14,10 @@ from mossjax.convert.placement import Put
 from mossjax.infer import buckets, many_chips
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.model import network
+from mossjax.parallel.chips import GIB
 
 BESIDE = 3 * 2**29  # bytes for the codec and what a step needs
 FULL = 'RESOURCE_EXHAUSTED'  # how XLA's errors begin where memory was asked for in vain
-GIB = 2**30
 
 
 def room(device: jax.Device | None = None) -> int:

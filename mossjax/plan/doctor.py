@@ -16,10 +16,10 @@ import subprocess
 import sys
 
 from mossjax.files import available_memory
+from mossjax.parallel.chips import GIB
 from mossjax.plan import platforms
 
 GOOD, NOTE, BAD = 'ok', 'note', 'FAIL'
-GIB = 2**30
 # The processes of a pod meet on this port of the first host: the launchers tell jax so, since Cloud
 # TPU's own firewall rule opens it between the machines of a slice, but not 8482, jax's default.
 COORDINATOR_PORT = 8476

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import queue
 import socket
 import subprocess
 import sys
@@ -212,6 +213,17 @@ def test_one_run_has_a_workdir_in_a_bucket(place, bucket, monkeypatch):
         assert as_path(where).read_text().startswith(f'process {os.getpid()} ')
     assert not as_path(where).exists()
     assert not [t for t in threading.enumerate() if t.name == 'lock']
+
+
+def test_a_holder_whose_lock_was_taken_ends_to_be_started_again(place, bucket, monkeypatch):
+    where, ended, asserted = f'{bucket}/locks/taken', queue.SimpleQueue(), threading.Event()
+    monkeypatch.setattr(bucket_lock, 'RENEW_S', 0.05)
+    monkeypatch.setattr(bucket_lock.os, '_exit', lambda code: (ended.put(code), asserted.wait()))
+    with files.locked(where, 'the workdir x'):
+        as_path(where).write_text('process 1 on elsewhere')
+        assert ended.get(timeout=60) == 75
+        assert as_path(where).read_text() == 'process 1 on elsewhere'
+        asserted.set()
 
 
 # --------------------------------------------------------------------------- what is not reached
