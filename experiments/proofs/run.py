@@ -33,6 +33,7 @@ PROOFS = {
     'fuzz': Proof('10,000 damaged files: read rightly or refused, under limits', CPU),
     'int8_gates': Proof('the demo meets its gates with int8 weights', CPU),
     'mutations': Proof('the tests notice wrong programs', CPU),
+    'nano_kernels': Proof('the nano model under the attention kernels: losses, demo gates', CPU),
     'random_kills': Proof('20 random kills of a run on four processes: the same bits', CPU),
     'tpu_attention': Proof('the attention kernels compile for v4, v5e, v5p, v6e, tpu7x', CPU),
     'tpu_decode_step': Proof('the 9.1 B speaking step fits a v5e in int8, a v6e in bf16', CPU),

@@ -13,7 +13,7 @@ import numpy as np
 
 from mossjax import __version__
 from mossjax.eval.demo import MODES, Tour, key
-from mossjax.eval.demo_table import Line, all_met
+from mossjax.eval.demo_table import Line, all_met, figures
 from mossjax.files import replacing
 from mossjax.infer import audio
 from mossjax.infer.assets import HELDOUT, NEVER_SPOKEN, Assets
@@ -63,11 +63,7 @@ def record(
     }
     return {
         'all_gates_met': all_met(found),
-        'table': [
-            {'section': x.section, **dataclasses.asdict(x.row), 'gate': x.gate,
-             'verdict': x.verdict}
-            for x in found
-        ],
+        'table': figures(found),
         'stages': assets.report.get('stages', {}),
         'settings': settings,
         'seconds': tour.seconds,

@@ -124,6 +124,14 @@ def _control_rows(controls: dict[str, list[dict]]) -> list[Row]:
     return rows
 
 
+def figures(found: Sequence[Line]) -> list[dict]:
+    """The lines as plain data."""
+    return [
+        {'section': x.section, **dataclasses.asdict(x.row), 'gate': x.gate, 'verdict': x.verdict}
+        for x in found
+    ]
+
+
 # -------------------------------------------------------------------------------------- as text
 
 
