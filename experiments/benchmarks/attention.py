@@ -9,8 +9,9 @@ Both are compiled in one process by the TPU compiler for a chip that is not ther
 groups of four, rows of 8,192 positions, causal with segments, splash in blocks of 1024. A block
 that the mask cuts and one that it leaves whole are apart, and so are the two roads of the forward
 kernel (`mossjax.ops.flash_forward`); 'tile' is what a tile of queries costs besides its blocks.
-Bundles times blocks visited (`flash_mask.visited`) are a kernel's time without stalls. Not
-measured: any time on a TPU. Exit code 1 if a ratio is above its gate.
+Bundles times blocks visited (`flash_mask.visited`) are a kernel's time without stalls. Beside them
+what makes queries and keys ready (`mossjax.ops.norm_rope`): bundles of 1024 positions of a head.
+Not measured: any time on a TPU. Exit code 1 if a ratio is above its gate.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import attention_gpu, bundles
 from experiments.proofs import record
-from mossjax.ops import flash, flash_mask, splash
+from mossjax.ops import flash, flash_mask, norm_rope, splash
 from mossjax.ops.attention import Mask
 from mossjax.ops.flash_blocks import BACKWARD, FORWARD, Blocks
 
@@ -104,6 +105,29 @@ def ours(device, dump: str, forward: Blocks, backward: Blocks) -> dict:
     return found
 
 
+def made_ready(device, dump: str) -> dict:
+    """Bundles of norm and rotation, see the module's docstring."""
+    place = jax.sharding.SingleDeviceSharding(device)
+
+    def shape(*sizes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
+
+    def run(x, scale, cos, sin, weights):
+        def ready(x, scale):
+            return norm_rope.norm_rope(x, scale, cos, sin, eps=1e-6)
+
+        out, back = jax.vjp(ready, x, scale)
+        return out, back(weights)
+
+    x, angles = shape(1, CONTEXT, 2 * GROUP, HEAD), shape(1, CONTEXT, 1, HEAD // 2)
+    jax.jit(run).lower(x, shape(HEAD), angles, angles, x).compile()
+    positions, heads = norm_rope.block(x)
+    return {
+        name: round(bundles.read(dump, name).step() * 1024 / positions / heads)
+        for name in ('norm_rope_forward', 'norm_rope_backward')
+    }
+
+
 def beside(device, dump: str) -> dict:
     """Bundles of splash: its compute region, and a whole step of its grid."""
     compile_gradient(splash.splash, device)
@@ -120,6 +144,7 @@ def measure(generation: str, dump: str) -> dict:
     device = _device(generation)
     forward, backward = FORWARD[generation], BACKWARD[generation]
     own, reference = ours(device, dump, forward, backward), beside(device, dump)
+    own |= made_ready(device, dump)
     ratios = {
         name: round(own[name] / reference['backward' if 'backward' in name else 'forward'], 3)
         for name in ('bound', 'bound_whole', 'online', 'online_whole', 'backward', 'backward_whole')

@@ -34,14 +34,14 @@ ENCODER = 'tests/models/tokenizer/test_encoder.py'
 LANGUAGE_MODEL = (
     Alteration(
         'query norm removed', 'mossjax/nn/transformer.py',
-        "q = self.q_norm(project(x, self.q[...], 'btd,dnh->btnh'))",
-        "q = project(x, self.q[...], 'btd,dnh->btnh')",
+        "q = norm_rope(project(x, self.q[...], 'btd,dnh->btnh'), self.q_norm, rotation)",
+        "q = norm_rope(project(x, self.q[...], 'btd,dnh->btnh'), lambda x: x, rotation)",
         (FORWARD,),
     ),
     Alteration(
         'key norm removed', 'mossjax/nn/transformer.py',
-        "k = self.k_norm(project(x, self.k[...], 'btd,dkh->btkh'))",
-        "k = project(x, self.k[...], 'btd,dkh->btkh')",
+        "k = norm_rope(project(x, self.k[...], 'btd,dkh->btkh'), self.k_norm, rotation)",
+        "k = norm_rope(project(x, self.k[...], 'btd,dkh->btkh'), lambda x: x, rotation)",
         (FORWARD,),
     ),
     Alteration(

@@ -31,13 +31,17 @@ def kernels(
     ops.check(q, k, v, bias)
     seen = flash_mask.sight(mask, q.shape[1], k.shape[1])
     rows = (None if len(seen.limit) == 1 else 'batch', 'time')
-    heads, kv_heads = (('batch', 'time', name, 'head_dim') for name in ('heads', 'kv_heads'))
+    # Heads cross into the kernel's devices side by side, as matrices write and read them.
+    (b, t, _, h), s = q.shape, k.shape[1]
+    heads, kv_heads = (('batch', 'time', name) for name in ('heads', 'kv_heads'))
 
     def local(q, k, v, seen):
-        return kernel(q, k, v, seen, scale=scale)[0]
+        q, k, v = (x.reshape(*x.shape[:2], -1, h) for x in (q, k, v))
+        return kernel(q, k, v, seen, scale=scale)[0].reshape(*q.shape[:2], -1)
 
     run = shard.sharded_op(local, (heads, kv_heads, kv_heads, flash_mask.Sight(*[rows] * 3)), heads)
-    return run(q, k, v, seen)
+    out = run(q.reshape(b, t, -1), k.reshape(b, s, -1), v.reshape(b, s, -1), seen)
+    return out.reshape(q.shape)
 
 
 interpreted = functools.partial(kernels, kernel=functools.partial(ops.attend, interpret=True))

@@ -11,6 +11,8 @@ import math
 
 import jax
 
+from mossjax.ops import layout
+
 Resolve = Callable[[tuple[str | None, ...]], jax.sharding.PartitionSpec]
 
 _scope: contextvars.ContextVar = contextvars.ContextVar('sharding_scope', default=None)
@@ -32,6 +34,15 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         return x
     mesh, resolve = _scope.get()
     return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, resolve(axes)))
+
+
+def row_major(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """`ops.layout.row_major` of each device's block, where the devices are TPUs.
+
+    Args:
+      axes: logical, as x lies already: the compiler would gather it whole to lay it out elsewhere.
+    """
+    return sharded_op(layout.row_major, (axes,), axes)(x) if platform() == 'tpu' else x
 
 
 def sharded_op(fn: Callable, in_axes, out_axes) -> Callable:

@@ -9,14 +9,14 @@ from flax import nnx
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from mossjax.nn.heads import Rotation, norm_rope
 from mossjax.nn.linear import RMSNorm
 from mossjax.nn.param import normal, param
-from mossjax.nn.shard import constrain
-from mossjax.ops import rope
+from mossjax.nn.shard import constrain, row_major
 from mossjax.ops.contract import contract
 
-Rotation = tuple[jax.Array, jax.Array]  # cos, sin as made by `ops.rope.rotation`
 KeysValues = tuple[jax.Array, jax.Array]  # (b, s, k, h) each
+STREAM = 'batch', 'time', None  # logical axes of what flows from layer to layer
 HEADS = 'heads'  # name of the attention's four projections, for remat policies
 
 
@@ -47,13 +47,14 @@ class Attention(nnx.Module):
         self, x: jax.Array, rotation: Rotation, look: Look
     ) -> tuple[jax.Array, KeysValues]:
         def project(x, weight, spec):
-            return checkpoint_name(contract(x, weight, spec), HEADS)
+            y = contract(x, weight, spec)
+            # Kept as it is multiplied out, head beside head: no kernel reads it otherwise.
+            return checkpoint_name(y.reshape(*y.shape[:2], -1), HEADS).reshape(y.shape)
 
-        q = self.q_norm(project(x, self.q[...], 'btd,dnh->btnh'))
-        k = self.k_norm(project(x, self.k[...], 'btd,dkh->btkh'))
+        q = norm_rope(project(x, self.q[...], 'btd,dnh->btnh'), self.q_norm, rotation)
+        k = norm_rope(project(x, self.k[...], 'btd,dkh->btkh'), self.k_norm, rotation)
         v = project(x, self.v[...], 'btd,dkh->btkh')
-        k = rope.rotate(k, *rotation)
-        y = look(rope.rotate(q, *rotation), k, v)
+        y = look(q, k, v)
         return project(y, self.o[...], 'btnh,nhd->btd'), (k, v)
 
 
@@ -99,6 +100,6 @@ class Block(nnx.Module):
           (output, keys after norm and rotation and values of x).
         """
         y, keys_values = self.attn(self.attn_norm(x), rotation, look)
-        x = x + y
-        x = x + self.mlp(self.mlp_norm(x))
-        return constrain(x, ('batch', 'time', None)), keys_values
+        x = row_major(x + y, STREAM)
+        x = row_major(x + self.mlp(self.mlp_norm(x)), STREAM)
+        return constrain(x, STREAM), keys_values

@@ -15,6 +15,11 @@ import jax.numpy as jnp
 TPU_ROWS = 8
 
 
+# From so many on, summed axes are made one before, and the others after. Tiles of a TPU's memory
+# span the last two axes: products of more axes come out in an order that no kernel reads.
+MANY_ROWS = 128
+
+
 class Weight(Protocol):
     """What may stand for a float array in `contract`."""
 
@@ -48,6 +53,10 @@ def product(x: jax.Array, w: jax.Array, spec: str, dtype=None) -> jax.Array:
     rows = math.prod(shape)
 
     def plain(x, w):
+        if rows >= MANY_ROWS:
+            flat = w.reshape(math.prod(w.shape[:summed]), -1)
+            y = jnp.matmul(x.reshape(*shape, -1), flat, preferred_element_type=dtype)
+            return y.reshape(*shape, *w.shape[summed:])
         return jnp.einsum(spec, x, w, preferred_element_type=dtype)
 
     def padded(x, w):

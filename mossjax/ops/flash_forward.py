@@ -45,9 +45,11 @@ def forward(
       bound for the maximum (b, k, tiles) bool).
     """
     b, kv_heads = len(q), k.shape[2] // h
-    longest = jnp.max(
-        jnp.sum(jnp.square(k.astype(jnp.float32).reshape(b, fit.s, kv_heads, h)), -1), 1
-    ) ** 0.5
+    # Head by head: with an axis of their own they would be written out anew, in float32.
+    longest = jnp.stack([
+        jnp.max(jnp.sum(jnp.square(head.astype(jnp.float32)), -1), 1) ** 0.5
+        for head in jnp.split(k, kv_heads, -1)
+    ], 1)  # fmt: skip
     shared = len(plan.visits) == 1
 
     def row(x):

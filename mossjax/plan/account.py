@@ -45,7 +45,7 @@ def group_of(part: Part) -> str:
     """The row of the table that an instruction belongs to."""
     again = 'rematted' in part.origin
     if part.kind == 'kernel':
-        return 'attention kernels'
+        return 'norm and rope of heads' if 'norm_rope' in part.where else 'attention kernels'
     if part.kind == 'collective':
         return 'collectives of the layers' if part.runs > 1 else 'other collectives'
     if 'losses.py' in part.where:
@@ -82,15 +82,20 @@ def binding(made: Estimate) -> dict[str, float]:
 
 
 def collectives(made: Estimate) -> list[dict]:
-    """By kind and size: runs a step, bytes of a result, ms on the wire, whether beside others."""
-    wires: dict[tuple, list] = defaultdict(lambda: [0, 0.0])
+    """By kind and size: runs a step, bytes of a result, ms on the wire, and of them exposed,
+    whether beside others."""
+    wires: dict[tuple, list] = defaultdict(lambda: [0, 0.0, 0.0])
     for x in made.collectives:
-        key = x.kind, x.bytes, x.beside
-        wires[key] = [wires[key][0] + x.runs, wires[key][1] + x.seconds * 1e3]
+        of_kind = wires[x.kind, x.bytes, x.beside]
+        of_kind[0] += x.runs
+        of_kind[1] += x.seconds * 1e3
+        of_kind[2] += x.exposed * 1e3
     return [
         {'kind': kind, 'mib': round(size / 2**20, 1), 'beside_others': beside, 'runs': runs,
-         'wire_ms': round(ms, 1)}
-        for (kind, size, beside), (runs, ms) in sorted(wires.items(), key=lambda x: -x[1][1])
+         'wire_ms': round(wire, 1), 'exposed_ms': round(exposed, 1)}
+        for (kind, size, beside), (runs, wire, exposed) in sorted(
+            wires.items(), key=lambda x: -x[1][1]
+        )
     ]  # fmt: skip
 
 

@@ -8,9 +8,10 @@ estimates by one compiler more than either; absolute times to some 15 %.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import re
+from typing import NamedTuple
 
 from mossjax.parallel.chips import Chip
 from mossjax.plan.hlo import Instruction, Module, array_bytes, arrays
@@ -37,15 +38,21 @@ class Part:
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Collective:
-    """Over all its runs: bytes of a result, seconds on the wire."""
+    """Over all its runs: bytes of a result, seconds on the wire, and those in which it is waited
+    for (behind another on the links as well)."""
 
     kind: str
     bytes: float
     runs: int
     seconds: float
     beside: bool
+    exposed: float = 0.0
+
+
+# What `plan.kernels` knows of a kernel: cycles of a call, or a function from the call to them.
+Cost = float | Callable[[Instruction], float]
 
 
 @dataclasses.dataclass
@@ -64,7 +71,7 @@ class Estimate:
     unknown: dict[str, int] = dataclasses.field(default_factory=lambda: defaultdict(int))
 
 
-def estimate(module: Module, chip: Chip, kernels: Mapping[str, float]) -> Estimate:
+def estimate(module: Module, chip: Chip, kernels: Mapping[str, Cost]) -> Estimate:
     """
     Args:
       kernels: part of a Pallas kernel's name -> cycles of one call.
@@ -74,8 +81,15 @@ def estimate(module: Module, chip: Chip, kernels: Mapping[str, float]) -> Estima
     return walk.made
 
 
+class _Sent(NamedTuple):
+    """What is on the links, and when it is done."""
+
+    collective: Collective
+    done: float
+
+
 class _Walk:
-    def __init__(self, module: Module, chip: Chip, kernels: Mapping[str, float]):
+    def __init__(self, module: Module, chip: Chip, kernels: Mapping[str, Cost]):
         self.module, self.chip, self.kernels = module, chip, kernels
         self.made = Estimate()
 
@@ -121,7 +135,7 @@ class _Line:
         self.walk, self.instructions, self.runs = walk, instructions, runs
         self.sizes = {i.name: i.bytes for i in instructions}
         self.now = self.links = 0.0
-        self.pending: dict[str, float] = {}  # what has been started -> when it is done
+        self.pending: dict[str, _Sent] = {}  # what has been started
 
     def run(self) -> float:
         for instruction in self.instructions:
@@ -151,6 +165,7 @@ class _Line:
         if cycles is None:
             self.walk.made.unknown[f'kernel {i.name}'] += self.runs
             return
+        cycles = cycles(i) if callable(cycles) else cycles
         self.spend('kernel', i, cycles / self.walk.chip.clock)
 
     def spend(self, kind: str, i: Instruction, seconds: float) -> None:
@@ -169,30 +184,32 @@ class _Line:
 
     def collective(self, i: Instruction) -> None:
         if i.operation.endswith('-done'):
-            self.wait(self.pending.pop(i.operands[0], 0.0) if i.operands else 0.0)
+            if i.operands and i.operands[0] in self.pending:
+                self.wait(self.pending.pop(i.operands[0]))
             return
         start = i.operation.endswith('-start')
-        done = self.send(i, self.sizes, beside=start)
+        sent = self.send(i, self.sizes, beside=start)
         if start:
-            self.pending[i.name] = done
+            self.pending[i.name] = sent
         else:
-            self.walk.note('collective', i, self.runs, max(done - self.now, 0.0))
-            self.wait(done)
+            self.walk.note('collective', i, self.runs, max(sent.done - self.now, 0.0))
+            self.wait(sent)
 
-    def send(self, i: Instruction, sizes: Mapping[str, float], beside: bool) -> float:
-        """Puts a collective on the links; when it is done."""
+    def send(self, i: Instruction, sizes: Mapping[str, float], beside: bool) -> _Sent:
+        """Puts a collective on the links."""
         seconds = self.walk.wire(i, sum(sizes.get(name, 0.0) for name in i.operands))
         kind = re.sub('-start$', '', i.operation)
-        self.walk.made.collectives.append(
-            Collective(kind, i.bytes, self.runs, seconds * self.runs, beside)
-        )
+        made = Collective(kind, i.bytes, self.runs, seconds * self.runs, beside)
+        self.walk.made.collectives.append(made)
         self.links = max(self.now, self.links) + seconds
-        return self.links
+        return _Sent(made, self.links)
 
-    def wait(self, until: float) -> None:
-        if until > self.now:
-            self.walk.made.exposed += (until - self.now) * self.runs
-            self.now = until
+    def wait(self, sent: _Sent) -> None:
+        if sent.done > self.now:
+            exposed = (sent.done - self.now) * self.runs
+            self.walk.made.exposed += exposed
+            sent.collective.exposed += exposed
+            self.now = sent.done
 
     def inner(self, i: Instruction) -> tuple[list[Instruction], dict[str, float]]:
         """Collectives of the computation that an instruction calls, and sizes there."""
@@ -206,11 +223,11 @@ class _Line:
             for j in found:
                 self.pending[i.name] = self.send(j, sizes, beside=True)
         elif i.operands and i.operands[0] in self.pending:
-            done = self.pending.pop(i.operands[0])
+            sent = self.pending.pop(i.operands[0])
             if i.operation == 'async-update':
-                self.pending[i.name] = done
+                self.pending[i.name] = sent
             else:
-                self.wait(done)
+                self.wait(sent)
 
     def chain(self, i: Instruction) -> None:
         """On v5e one collective is spread over a chain of fusions that compute as well."""

@@ -1,16 +1,19 @@
-"""What the attention kernels cost, which the compiler does not know: bundles times blocks visited.
+"""What our kernels cost, which the compiler does not know: bundles times blocks visited.
 
 A bundle is one cycle of a core without stalls. The table is what `experiments/benchmarks/attention`
-reads from the compiler, for blocks of 1024 x 1024 scores of heads of 128; a test holds it to that
-record.
+reads from the compiler, of attention for blocks of 1024 x 1024 scores of heads of 128, of norm and
+rotation for 1024 positions of a head; a test holds it to that record. None costs less than its
+bytes in HBM.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import functools
 
 from mossjax.ops import flash_mask
 from mossjax.ops.attention import Mask
-from mossjax.ops.flash_blocks import BACKWARD, FORWARD
+from mossjax.ops.flash_blocks import BACKWARD, FORWARD, LANES
 from mossjax.parallel.chips import CHIPS
+from mossjax.plan.hlo import Instruction, arrays
 
 ROADS = ('online', 'bound')  # of the forward kernel, see `ops.flash_forward`
 # Of a block that the mask cuts, one that it leaves whole, and of a tile of queries besides.
@@ -18,24 +21,24 @@ BUNDLES: dict[str, dict[str, int]] = {
     'v5e': {
         'bound': 4209, 'bound_whole': 4251, 'online': 4301, 'online_whole': 4121,
         'flash_forward_tile': 1415, 'backward': 9182, 'backward_whole': 8842,
-        'flash_backward_tile': 3376,
+        'flash_backward_tile': 3376, 'norm_rope_forward': 1063, 'norm_rope_backward': 1340,
     },
     'v5p': {
         'bound': 4259, 'bound_whole': 4267, 'online': 4238, 'online_whole': 4133,
         'flash_forward_tile': 1534, 'backward': 9205, 'backward_whole': 9045,
-        'flash_backward_tile': 3506,
+        'flash_backward_tile': 3506, 'norm_rope_forward': 995, 'norm_rope_backward': 1350,
     },
     'v6e': {
         'bound': 2273, 'bound_whole': 1761, 'online': 2585, 'online_whole': 1977,
         'flash_forward_tile': 1202, 'backward': 4659, 'backward_whole': 4042,
-        'flash_backward_tile': 2303,
+        'flash_backward_tile': 2303, 'norm_rope_forward': 866, 'norm_rope_backward': 1073,
     },
 }  # fmt: skip
 
 
 def cycles(
     generation: str, heads: int, kv_heads: int, rows: int, context: int, road: str
-) -> Mapping[str, float]:
+) -> Mapping[str, float | Callable[[Instruction], float]]:
     """Part of a kernel's name -> cycles of one call on causal rows, as `plan.estimate` takes it.
 
     Args:
@@ -54,4 +57,15 @@ def cycles(
         visits = int(cut[0]) * bundles[name] + int(whole[0]) * bundles[f'{name}_whole']
         tiles = bundles[f'{kernel}_tile'] * group * context / 1024
         found[kernel] = calls * (visits * size + tiles)
-    return found
+    return found | {
+        'norm_rope_forward': functools.partial(_by_head, generation, 'norm_rope_forward', 2),
+        'norm_rope_backward': functools.partial(_by_head, generation, 'norm_rope_backward', 3),
+    }  # fmt: skip
+
+
+def _by_head(generation: str, name: str, moved: int, call: Instruction) -> float:
+    """Cycles of a call of `ops.norm_rope` on bfloat16, from the size of its result; it reads and
+    writes `moved` arrays of that size."""
+    chip, size = CHIPS[generation], arrays(call.shape)[0][0]
+    bundles = BUNDLES[generation][name] * size / (2 * LANES * 1024) / chip.cores
+    return max(bundles, moved * size / chip.bandwidth * chip.clock)

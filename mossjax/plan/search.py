@@ -22,7 +22,7 @@ from mossjax.plan.choices import Choice, Sized
 
 CODES_A_SECOND = 12.5
 TRIES = 4  # changes of a kind that are compiled where nothing fits
-_ROUND = 1  # of what is remembered: another figure when accounts change
+_ROUND = 2  # of what is remembered: another figure when accounts change
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,8 +67,8 @@ def details(row: dict) -> str:
         *(f'    {each:9.1f} ms {each / total:6.1%}  {name}' for name, each in ms.items()),
         '  collectives, by time on the links:',
         *(
-            f'    {x["wire_ms"]:9.1f} ms  {x["kind"]} of {x["mib"]} MiB, {x["runs"]} times'
-            + (', beside others' if x['beside_others'] else ', exposed')
+            f'    {x["wire_ms"]:9.1f} ms, {x["exposed_ms"]:.1f} exposed  {x["kind"]} of {x["mib"]} '
+            f'MiB, {x["runs"]} times' + (', beside others' if x['beside_others'] else '')
             for x in row['collectives'][:8]
         ),
     ]  # fmt: skip

@@ -59,6 +59,7 @@ def test_loops_kernels_and_collectives_add_up():
     assert [(x.kind, x.bytes, x.beside) for x in made.collectives] == [
         ('all-gather', 16384, False), ('all-gather', 20480, True)
     ]  # fmt: skip
+    assert [x.exposed for x in made.collectives] == pytest.approx([1e-3, 0.6e-3])
     assert dict(made.unknown) == {'kernel other': 1, 'sort': 1}
     parts = {x.kind: x for x in made.parts}
     assert (parts['fusion'].runs, parts['fusion'].seconds) == (3, pytest.approx(3e-3))
