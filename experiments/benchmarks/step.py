@@ -1,13 +1,15 @@
 """Where the time of the 9.1 B training step goes, estimated for a pod that is not there.
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.step --case 'stage2@v5p:4x4x4' \
-        --dump DIR --out experiments/benchmarks/step.json [--read]
+        --dump DIR --out experiments/benchmarks/step.json [--read] [--attempt WHAT]
 
 Compiles a case of `experiments.proofs.tpu_train_step` (with --read what DIR already holds of it is
 taken), and adds up the compiler's own estimates (`mossjax.plan.estimate`). The attention kernels
 are charged their bundles times the blocks they visit (`mossjax.plan.kernels`), on the online road;
 what the bound for a maximum would save stands beside it. Share of peak: 58.49 GFLOP a token at
 8,192 positions, as `mossjax.models.lm.flops` counts them. Nothing here was measured on a TPU.
+With --attempt the step and its exposed collectives are noted among the attempts, with these words,
+and the case stays as it is; a case that is measured anew leaves its former figures there.
 """
 
 import sys
@@ -64,9 +66,31 @@ def main(argv: list[str]) -> None:
     print(f'{args.case}: {found["seconds"]["online"]:.3f} s, {share["online"]:.1%} of peak; with '
           f'the bound for a maximum {share["bound"]:.1%}')  # fmt: skip
     if args.out:
-        cases = record.read(args.out).get('cases', {}) | {args.case: found}
-        command = 'JAX_PLATFORMS=cpu python -m experiments.benchmarks.step --case CASE --dump DIR'
-        record.write(args.out, command, {'cases': cases})
+        write(args.out, args.case, found, args.attempt)
+
+
+def write(path: str, name: str, found: dict, attempt: str) -> None:
+    """Puts the figures of a case into the record, or among its attempts if one is described."""
+    old = record.read(path)
+    cases, attempts = old.get('cases', {}), old.get('attempts', [])
+    if attempt:
+        attempts = [*attempts, brief(name, attempt, found, record.commit())]
+    else:
+        former = cases.get(name)
+        if former and former['seconds'] != found['seconds']:
+            attempts = [*attempts, brief(name, 'as it was before', former, old['commit'])]
+        cases = cases | {name: found}
+    command = 'JAX_PLATFORMS=cpu python -m experiments.benchmarks.step --case CASE --dump DIR'
+    record.write(path, command, {'cases': cases, 'attempts': attempts})
+
+
+def brief(name: str, what: str, found: dict, commit: str) -> dict:
+    """What the table of attempts holds of one."""
+    return {
+        'case': name, 'what': what, 'commit': commit, 'seconds': found['seconds'],
+        'share_of_peak': found['share_of_peak'],
+        'exposed_collectives_ms': found['exposed_collectives_ms'],
+    }  # fmt: skip
 
 
 if __name__ == '__main__':
@@ -74,4 +98,5 @@ if __name__ == '__main__':
     flags.DEFINE_string('dump', None, "Directory for the compiler's files.")
     flags.DEFINE_bool('read', False, 'Take the files that are there.')
     flags.DEFINE_string('out', None, 'JSON file to write.')
+    flags.DEFINE_string('attempt', '', 'What was tried, if it is not how the step is.')
     app.run(main)

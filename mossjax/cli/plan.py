@@ -11,13 +11,14 @@ a program may use, of it the state; seconds of a step and its share of the chip'
 it; speed in positions and in seconds of speech; chip-hours of all its steps. Rows x parts: rows on
 a chip at a time, and parts that a batch is taken in (config.accumulate). By default that is as the
 config says; --rows, --remat and --tensor try others: arithmetic puts them in order, and those that
-it says are fastest are compiled.
+it says are fastest are compiled. A config that is laid out for one slice (config.mesh in numbers)
+is laid out anew for others: same batch, no more rows at a time, as much kept as fits.
 
 Exit codes: 0 something fits; 1 nothing does, and the change of fewest chip-hours is named; 2 bad
 input.
 
 Examples:
-  mossjax plan --config experiments/moss_9b/stage2.py:v5p-128 --slices v5p-128
+  mossjax plan --config experiments/moss_9b/stage2.py:v5p-128 --slices v5p-128,v6e-256
   mossjax plan --config my_sft.py --slices v6e-8 --remat all --rows 1,2 --explain
   mossjax plan --config my_sft.py --slices v5p-128 --json plan.json --picture plan.svg
 """
@@ -101,6 +102,11 @@ def main(args: list[str]) -> int:
         other = None if fits else search.change(config, made, sizes, compiler, tell_user=tell)
     found = [each.figures(config.steps, context) for each in made]
     print(table.table(found))
+    for name in dict.fromkeys(
+        choice.name for choice in wanted
+        if choices.laid_out_anew(config, choice.slice, choice.mesh)
+    ):  # fmt: skip
+        print(f"{name}: laid out anew; the config's own mesh is of another slice")
     if fits:
         print(f'\n{table.details(found[0])}')
         if _EXPLAIN.value:

@@ -3,6 +3,7 @@ computes."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import math
 
 from ml_collections import ConfigDict
 
@@ -13,6 +14,8 @@ from mossjax.parallel import chips, slices
 from mossjax.parallel.mesh import AXES, MeshConfig
 from mossjax.parallel.slices import Slice
 from mossjax.plan import account, arithmetic, programs
+
+WIDEST = 8  # tensor axis that a layout is given unasked: the key-value heads divide by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,9 @@ def meshes(config: ConfigDict, names: Sequence[str], tensor: Sequence[int]):
     """(slice, mesh in numbers) for each slice and each size of the tensor axis, the config's if
     none is named; of another size than the config's, fsdp takes the chips that are left.
 
+    A config whose mesh is in numbers is laid out for one slice. On others, fsdp takes the chips
+    that are left too, and the tensor axis grows until the rows of a batch divide.
+
     Raises:
       InputError: no such slice, or the config's mesh does not fit it.
     """
@@ -90,12 +96,36 @@ def meshes(config: ConfigDict, names: Sequence[str], tensor: Sequence[int]):
     for name in names:
         slice_, count = slices.several(name, '--slices')
         data = given.data if given.data == -1 else given.data // given.slices * count
+        anew = _of_another_slice(given, slice_, count)
         for size in tensor or [given.tensor]:
-            fsdp = given.fsdp if size == given.tensor or data == -1 else -1
+            own = size == given.tensor and not anew
+            fsdp = given.fsdp if own or data == -1 else -1
             try:
-                yield slice_, in_numbers(MeshConfig(data, fsdp, size, count), slice_)
+                mesh = in_numbers(MeshConfig(data, fsdp, size, count), slice_)
             except InputError as error:
                 raise InputError(f'--slices {name}: {error}') from error
+            yield slice_, mesh if tensor or not anew else _dividing(config, mesh)
+
+
+def _of_another_slice(mesh: MeshConfig, slice_: Slice, count: int) -> bool:
+    """Is a mesh in numbers that of another slice than this, so many times?"""
+    sizes = mesh.data // mesh.slices, mesh.fsdp, mesh.tensor
+    chips_of_one = math.prod(sizes)
+    return (
+        min(mesh.data, *sizes) > 0
+        and chips_of_one != slice_.chips
+        and any(chips_of_one == other.chips for other in slices.SLICES.values())
+    )
+
+
+def _dividing(config: ConfigDict, mesh: MeshConfig) -> MeshConfig:
+    """The mesh with the least tensor axis by which the rows of a batch divide, if one does."""
+    wider = mesh
+    while config.data.batch_size % (wider.data * wider.fsdp):
+        if wider.fsdp % 2 or wider.tensor == WIDEST:
+            return mesh
+        wider = dataclasses.replace(wider, fsdp=wider.fsdp // 2, tensor=wider.tensor * 2)
+    return wider
 
 
 def in_numbers(mesh: MeshConfig, slice_: Slice) -> MeshConfig:
@@ -111,7 +141,8 @@ def choices(
     config: ConfigDict, names: Sequence[str], *, tensor: Sequence[int] = (),
     rows: Sequence[int] = (), remat: Sequence[str] = (),
 ) -> list[Choice]:
-    """Every combination; of what is not given, the config's own.
+    """Every combination; of what is not given, the config's own. On another slice than the config
+    is laid out for, so many rows at a time at most, and policies that keep no more.
 
     Raises:
       InputError: a slice, mesh or policy that does not exist or fit, rows that do not divide, or a
@@ -126,15 +157,29 @@ def choices(
         for count, parts in _rows(config, slice_, mesh, rows):
             found += [
                 Choice(slice_, mesh, count, parts, policy)
-                for policy in remat or [config.model.remat]
+                for policy in remat or _policies(config, slice_, mesh)
             ]
     return found
+
+
+def laid_out_anew(config: ConfigDict, slice_: Slice, mesh: MeshConfig) -> bool:
+    """Is the config's own mesh that of another slice?"""
+    return _of_another_slice(MeshConfig(**config.mesh), slice_, mesh.slices)
+
+
+def _policies(config: ConfigDict, slice_: Slice, mesh: MeshConfig) -> list[str]:
+    own, names = config.model.remat, list(POLICIES)
+    return names[names.index(own) :] if laid_out_anew(config, slice_, mesh) else [own]
 
 
 def _rows(config, slice_: Slice, mesh: MeshConfig, rows: Sequence[int]) -> Iterator:
     """(rows at a time, parts of the batch) of a layout."""
     each = rows_of_a_part(config, slice_, mesh)
     wanted = rows or [each // config.accumulate if each % config.accumulate == 0 else 0]
+    if not rows and laid_out_anew(config, slice_, mesh):
+        holders = config.mesh.data * config.mesh.fsdp * config.accumulate
+        own = max(config.data.batch_size // holders, 1)
+        wanted = [max(n for n in divisors(each) if n <= own)]
     for count in wanted:
         if count < 1 or each % count:
             raise InputError(

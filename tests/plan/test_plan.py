@@ -7,6 +7,7 @@ import pytest
 
 from experiments.benchmarks import attention
 from experiments.benchmarks import step as step_benchmark
+from experiments.moss_9b import stage2
 from experiments.proofs import record, tpu_train_step
 from mossjax.errors import InputError
 from mossjax.models.lm.config import LMConfig
@@ -114,7 +115,7 @@ def test_rows_parts_and_tensor_keep_the_batch():
         ({'accumulate': 3}, ['v5p-128'], {}, 'config.accumulate=3; --rows may be 1, 2, 4'),
         ({}, ['v5p-128'], {'rows': [3]}, 'parts of 3; --rows may be 1, 2, 4'),
         ({}, ['v5p-128'], {'remat': ['some']}, '--remat some: choose from none, projections'),
-        ({'mesh.fsdp': 32}, ['v5p-128'], {}, '--slices v5p-128: mesh: .* 1 x 32 x 1 is not the'),
+        ({'mesh.fsdp': 48}, ['v5p-128'], {}, '--slices v5p-128: mesh: .* 1 x 48 x 1 is not the'),
         ({}, ['v5p-128'], {'tensor': [3]}, 'is not the number of devices, 64'),
     ],
 )
@@ -136,6 +137,28 @@ def test_another_tensor_axis_and_another_number_of_slices_fit_a_config_laid_out_
         told = dict(re.findall(r'--config\.mesh\.(\w+)=(\d+)', choice.shown()))
         mesh = MeshConfig(**{name: int(n) for name, n in told.items()})
         assert mesh.shape(choice.chips) == choice.shape and mesh.slices == choice.mesh.slices
+
+
+def test_a_shipped_config_is_laid_out_anew_for_other_slices():
+    """192 rows do not divide by 256 chips: four share a row, and take three in turn as before."""
+    asked = stage2.get_config('v5p-128')
+    made = choices.choices(asked, ['v5p-128', 'v6e-256', '2xv6e-256', 'v5p-64'])
+    first = {}
+    for choice in made:
+        first.setdefault(choice.name, choice)
+    found = {name: (x.shape, x.rows, x.parts) for name, x in first.items()}
+    assert found == {
+        'v5p-128': ((1, 64, 1), 1, 3), 'v6e-256': ((1, 64, 4), 1, 3),
+        '2xv6e-256': ((2, 32, 8), 1, 3), 'v5p-64': ((1, 32, 1), 1, 6),
+    }  # fmt: skip
+    policies = {name: [x.remat for x in made if x.name == name] for name in found}
+    assert policies['v5p-128'] == ['projections']
+    assert policies['v6e-256'] == ['projections', 'heads', 'attention', 'full']
+    assert {x.apply(asked).rules for x in made if x.name == 'v6e-256'} == {'fsdp_tensor'}
+    [chosen] = choices.choices(asked, ['v6e-256'], tensor=[4], rows=[3], remat=['heads'])
+    assert (chosen.shape, chosen.rows, chosen.parts) == ((1, 64, 4), 3, 1)
+    with pytest.raises(InputError, match='no multiple of the 256 parts of v6e-256'):
+        choices.choices(asked, ['v6e-256'], tensor=[1])
 
 
 def planned(name, seconds, fits=True):
