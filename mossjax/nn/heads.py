@@ -13,8 +13,9 @@ Rotation = tuple[jax.Array, jax.Array]  # cos, sin as made by `ops.rope.rotation
 
 
 def norm_rope(x: jax.Array, norm: RMSNorm, rotation: Rotation) -> jax.Array:
-    """norm and `ops.rope.rotate` of x (b, t, n, h); on a TPU in one kernel, where it takes x."""
-    if shard.platform() == 'tpu' and ops.takes(x):
+    """norm and `ops.rope.rotate` of x (b, t, n, h); on a mesh of TPUs in one kernel, where it
+    takes x."""
+    if shard.mesh() is not None and shard.platform() == 'tpu' and ops.takes(x):
         return kernels(x, norm.scale[...], rotation, eps=norm.eps)
     return rope.rotate(norm(x), *rotation)
 

@@ -37,12 +37,15 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 
 def row_major(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """`ops.layout.row_major` of each device's block, where the devices are TPUs.
+    """`ops.layout.row_major` of each device's block (b, t, d), on a mesh of TPUs. One position
+    alone, which would take the room of eight, is left to the compiler.
 
     Args:
       axes: logical, as x lies already: the compiler would gather it whole to lay it out elsewhere.
     """
-    return sharded_op(layout.row_major, (axes,), axes)(x) if platform() == 'tpu' else x
+    if mesh() is None or platform() != 'tpu' or x.shape[1] == 1:
+        return x
+    return sharded_op(layout.row_major, (axes,), axes)(x)
 
 
 def sharded_op(fn: Callable, in_axes, out_axes) -> Callable:
