@@ -21,17 +21,17 @@ BUNDLES: dict[str, dict[str, int]] = {
     'v5e': {
         'bound': 4209, 'bound_whole': 4251, 'online': 4301, 'online_whole': 4121,
         'flash_forward_tile': 1415, 'backward': 9182, 'backward_whole': 8842,
-        'flash_backward_tile': 3376, 'norm_rope_forward': 1063, 'norm_rope_backward': 1340,
+        'flash_backward_tile': 3376, 'norm_rope_forward': 976, 'norm_rope_backward': 1324,
     },
     'v5p': {
         'bound': 4259, 'bound_whole': 4267, 'online': 4238, 'online_whole': 4133,
         'flash_forward_tile': 1534, 'backward': 9205, 'backward_whole': 9045,
-        'flash_backward_tile': 3506, 'norm_rope_forward': 995, 'norm_rope_backward': 1350,
+        'flash_backward_tile': 3506, 'norm_rope_forward': 992, 'norm_rope_backward': 1346,
     },
     'v6e': {
         'bound': 2273, 'bound_whole': 1761, 'online': 2585, 'online_whole': 1977,
         'flash_forward_tile': 1202, 'backward': 4659, 'backward_whole': 4042,
-        'flash_backward_tile': 2303, 'norm_rope_forward': 866, 'norm_rope_backward': 1073,
+        'flash_backward_tile': 2303, 'norm_rope_forward': 852, 'norm_rope_backward': 1060,
     },
 }  # fmt: skip
 
