@@ -13,8 +13,6 @@ import jax.numpy as jnp
 # What a TPU's matrix unit takes at once. Fewer rows become a loop over vectors there, which reads
 # the same weights at a quarter of the speed.
 TPU_ROWS = 8
-
-
 # From so many on, summed axes are made one before, and the others after. Tiles of a TPU's memory
 # span the last two axes: products of more axes come out in an order that no kernel reads.
 MANY_ROWS = 128

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,9 @@ def test_recorded_proof_is_about_the_program_of_today(name):
         program = tpu_train_step.lowered(case, mesh)
     text = program.as_text()
     assert text.count('@tpu_custom_call(') >= 2  # attention forward and backward are kernels
+    # Layouts are asked for inside each device: outside, the compiler gathers the whole batch.
+    laid_out = re.findall(r'@LayoutConstraint.*\(tensor<(\d+)x', text)
+    assert set(laid_out) == {str(case.rows)}
     assert 'tensor<32x4096x12288xf32> {sdy.sharding = #sdy.sharding<@mesh, [{}, {"fsdp"}' in text
     found = PROVEN[name]
     limit = {'v5p': 95.7, 'v5e': 15.75, 'v6e': 31.2}[case.generation]
