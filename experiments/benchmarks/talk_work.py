@@ -18,7 +18,7 @@ from experiments.benchmarks.codec_work import random, voice
 from experiments.benchmarks.sides import answer
 from mossjax.convert.codec_flow import open_flow
 from mossjax.convert.codec_vocoder import hift_network
-from mossjax.infer import sampling
+from mossjax.infer import fit, sampling
 from mossjax.infer.assets import Assets, shipped
 from mossjax.infer.chat import Chat
 from mossjax.infer.codec import StreamingMouth, open_codec
@@ -30,7 +30,6 @@ from mossjax.infer.talk import Talk
 from mossjax.infer.vocoder import HiftVocoder
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds, text_rows
-from mossjax.models.lm.model import network
 from mossjax.models.vocoder.hift.config import HiftConfig
 
 ROWS, SPOKEN = 256, 64
@@ -52,8 +51,8 @@ PIECE = 1280  # samples of the question that come at once
 
 def qwen() -> Callable[[], dict]:
     """Seconds of reading ROWS with the first row spoken, and of SPOKEN rows more."""
-    net = network(QWEN)
-    engine = Engine(Programs(net, QWEN, QWEN_IDS), random(net.shapes))
+    net = fit.lm(QWEN)
+    engine = Engine(Programs(net, QWEN, QWEN_IDS), fit.placed(random(net.shapes)))
     prompt = text_rows(np.random.default_rng(1).integers(0, 24000, ROWS), QWEN_IDS)
     greedy = Settings(draw=sampling.greedy)
     lane = engine.open()

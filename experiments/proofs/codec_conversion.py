@@ -12,7 +12,6 @@ came back speaks ten codes by `mossjax vocode`. 12 GB of disk.
 import json
 from pathlib import Path
 import shutil
-import subprocess
 import sys
 import tempfile
 
@@ -28,24 +27,17 @@ _OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
 _SCRATCH = flags.DEFINE_string('scratch', None, 'Where to put 12 GB; a temporary directory.')
 
 
-def by_torch(*args) -> None:
-    """The module of the tests that knows torch."""
-    command = [sys.executable, '-m', 'tests.parity.released_codec', *map(str, args)]
-    if subprocess.run(command, cwd=record.ROOT).returncode:
-        sys.exit(f'{" ".join(command)} failed')
-
-
 def main(argv: list[str]) -> None:
     del argv
     with tempfile.TemporaryDirectory(dir=_SCRATCH.value) as scratch:
         root = Path(scratch)
-        by_torch('write', root / 'codec')
+        watch.by_torch('write', root / 'codec')
         sizes = {p.relative_to(root / 'codec').as_posix(): p.stat().st_size
                  for p in (root / 'codec').rglob('*') if p.is_file()}  # fmt: skip
         runs = {'to_orbax': watch.mossjax('convert', root / 'codec', root / 'orbax')}
         runs['to_released'] = watch.mossjax('convert', root / 'orbax', root / 'again')
         tensors = len(json.loads((root / 'again' / 'certificate.json').read_text())['tensors'])
-        by_torch('compare', root / 'codec', root / 'again')
+        watch.by_torch('compare', root / 'codec', root / 'again')
         for folder in ('codec', 'orbax'):
             shutil.rmtree(root / folder)
         (root / 'codes.jsonl').write_text(json.dumps({'codes': CODES}) + '\n')

@@ -25,6 +25,7 @@ class Proof(NamedTuple):
 
 CPU = {'JAX_PLATFORMS': 'cpu'}
 PROOFS = {
+    'chat_size': Proof('the 9.1 B model answers aloud on this machine in int8: memory', CPU),
     'codec_conversion': Proof('a codec of real size to Orbax and back: bytes, memory, speech', CPU),
     'conversion_kills': Proof('ten kills -9 of a conversion: reruns complete, bytes right', CPU),
     'conversion_size': Proof('18 GB to Orbax and back: bytes, memory, throughput', CPU),

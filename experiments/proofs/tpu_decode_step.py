@@ -12,6 +12,7 @@ vocabulary or copies a table or a cache. Not found: what a real chip loses to st
 
 import dataclasses
 import importlib.metadata
+from pathlib import Path
 import sys
 import tempfile
 
@@ -21,18 +22,21 @@ import jax.numpy as jnp
 
 from experiments.proofs import record
 from mossjax.convert import int8
+from mossjax.convert.codec_tokenizer import tokenizer_network
 from mossjax.infer import buckets, draws
 from mossjax.infer.engine import Programs
 from mossjax.infer.sampling import Settings
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.model import network
+from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.parallel import chips, options
 from mossjax.plan import compile as plan
 from mossjax.plan import cycles, hlo
 
 CONFIG = LMConfig.released()
 COPIES = 16 * 2**20  # bytes of a copy that would be one of a table or a cache
+FLOW_STREAM = Path(__file__).with_name('flow_stream.json')
 SPREAD = buckets.WAIT  # rows between two times that the text branch catches up
 
 
@@ -106,6 +110,18 @@ def lowered(case: Case, device=None):
         given = params, state, jax.eval_shape(settings), ints(case.lanes)
         traced = programs.advance.trace(*jax.tree.map(put, given), draw=draws.narrow)
     return traced.lower(lowering_platforms=('tpu',))
+
+
+def codec_bytes() -> int:
+    """Of a codec of the released sizes beside the model, float32: weights, a session, a step.
+
+    The streaming decoder's as `flow_stream` recorded them; the speech tokenizer's weights.
+    """
+    decoder = [record.read(FLOW_STREAM)[f'{name}@v5e:1x1'] for name in ('flow', 'vocoder')]
+    kept = sum(part['weight_bytes'] + part['state_bytes'] for part in decoder)
+    ears = jax.tree.leaves(tokenizer_network(TokenizerConfig()).shapes)
+    ears = sum(x.size * x.dtype.itemsize for x in ears)
+    return kept + ears + max(part['temporary_bytes'] for part in decoder)
 
 
 def roofline(case: Case) -> float:

@@ -31,6 +31,13 @@ def mossjax(*args) -> tuple[float, int]:
     return watched(sys.executable, '-m', 'mossjax', *args)
 
 
+def by_torch(*args) -> None:
+    """The module of the tests that writes codecs of the released sizes with torch."""
+    command = [sys.executable, '-m', 'tests.parity.released_codec', *map(str, args)]
+    if subprocess.run(command, cwd=record.ROOT).returncode:
+        sys.exit(f'{" ".join(command)} failed')
+
+
 def figures(seconds: float, peak: int, size: int) -> dict:
     """For a record; `size` is the bytes that went through."""
     return {

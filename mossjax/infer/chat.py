@@ -14,14 +14,13 @@ import dataclasses
 import pathlib
 
 from absl import logging
-import jax
 import numpy as np
 
 from mossjax.convert import peft
 from mossjax.convert.placement import Put, open_lm
 from mossjax.errors import InputError
 from mossjax.files import read_json
-from mossjax.infer import generation_config
+from mossjax.infer import fit, generation_config
 from mossjax.infer.buckets import room
 from mossjax.infer.codec import Codec, Mouth, open_codec
 from mossjax.infer.generate import Generation, Generator, Session
@@ -32,7 +31,6 @@ from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.dialogue import Style, SystemPrompts, Turn
 from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.machine import Rules
-from mossjax.models.lm.model import network
 from mossjax.models.lm.text import TextTokenizer
 from mossjax.nn.lora import attach
 
@@ -110,8 +108,8 @@ class Chat:
           voice: who speaks; by default the voice that the codec comes with.
           longest: limit of replies in grid rows instead of the checkpoint's own.
           rules, style: machine.UPSTREAM and dialogue.UPSTREAM reproduce upstream's code.
-          put: how the language model's parameters are held, see `convert.placement`: as stored by
-            default, `on_host('float32')`, `int8.int8('bfloat16')`, ...
+          put: how the language model's parameters are read, see `convert.placement`: as stored by
+            default, `on_host('float32')`, `int8.int8('bfloat16')`, ...; then see `fit.placed`.
           adapter: directory of a LoRA adapter in PEFT's layout, to run the weights with.
           streams: for replies that are spoken while they are made, see `codec.open_codec`.
           options: see `engine.Programs`.
@@ -140,13 +138,13 @@ class Chat:
         if codec_dir is not None and (hears or speaks):
             codec = open_codec(codec_dir, ids.eosp, hears, speaks, voice, streams)
         config, params = open_lm(model_dir, put)
-        net = network(config)
+        net = fit.lm(config)
         if adapter is not None:
             adapters = peft.load(adapter, net.shapes)
             params = attach(params, adapters.tree(), adapters.lora)
         generator = Generator(net, config, ids, rules, **options)
         return cls(
-            generator, jax.device_put(params), text, codec.ears and codec.ears.encode,
+            generator, fit.placed(params), text, codec.ears and codec.ears.encode,
             codec.decoder and codec.decoder.decode_many, style, settings, longest,
             codec.mouth() if streams else None,
         )  # fmt: skip

@@ -83,11 +83,36 @@ def fits_narrow(settings: Settings) -> bool:
     )
 
 
+def fitting(settings: Sequence[Settings]) -> Draw:
+    """The draw for lanes with these settings, on the first device."""
+    if not all(map(fits_narrow, settings)):
+        return wide
+    return narrow_on_cpu if jax.devices()[0].platform == 'cpu' else narrow
+
+
 def narrow(scores, channel: LaneChannel, greedy, keys) -> jax.Array:
     """For lanes with top-k from 1 to WIDTH, or greedy."""
     values, ids = largest(scores, min(WIDTH, scores.shape[-1]))
     chosen = _draw(values, ids, scores.shape[-1], channel, keys)
     return jnp.where(greedy, ids[:, 0], chosen).astype(jnp.int32)
+
+
+def narrow_on_cpu(scores, channel: LaneChannel, greedy, keys) -> jax.Array:
+    """The same for a CPU, which for the top_k of several rows at once sorts all of them.
+
+    Where nobody draws by chance nothing is sorted, and no noise is made.
+    """
+    count = min(WIDTH, scores.shape[-1])
+
+    def chance():
+        values, ids = jax.lax.map(
+            lambda row: tuple(x[0] for x in largest(row[None], count)), scores
+        )
+        chosen = _draw(values, ids, scores.shape[-1], channel, keys)
+        return jnp.where(greedy, ids[:, 0], chosen)
+
+    found = jax.lax.cond(jnp.any(~greedy), chance, lambda: jnp.argmax(scores, axis=-1))
+    return found.astype(jnp.int32)
 
 
 def largest(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -289,7 +289,7 @@ class Engine:
             told[lane.index] = lane.told
         speakers = {lane: lane.reply for lane in self._open() if lane.running}
         running = [lane.settings for lane in speakers]
-        draw = draws.narrow if all(map(draws.fits_narrow, running)) else draws.wide
+        draw = draws.fitting(running)
         settings = self._settings()
         with self._taken() as state:
             self._state, made = self.programs.advance(

@@ -2,9 +2,11 @@
 """
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -13,10 +15,15 @@ from mossjax.convert import int8
 from mossjax.convert.placement import Put
 from mossjax.infer import buckets, many_chips
 from mossjax.models.lm.config import LMConfig
+from mossjax.models.lm.matrices import layer_axes
 from mossjax.models.lm.model import network
+from mossjax.nn.param import Apart, Network
+from mossjax.ops.cached_attention import at_once, in_blocks
+from mossjax.ops.quant import Int8
 from mossjax.parallel.chips import GIB
 
 BESIDE = 3 * 2**29  # bytes for the codec and what a step needs
+APART = 2**20  # bytes of a layer's largest matrix from which on a CPU holds layers apart
 FULL = 'RESOURCE_EXHAUSTED'  # how XLA's errors begin where memory was asked for in vain
 
 
@@ -118,6 +125,64 @@ class Held:
         counts = many_chips.counts(self.config)
         enough = next((n for n in counts if not wants_int8(self.config, n, each)), None)
         return f'{said}; take a larger device' + (f', or {enough} of this kind' if enough else '')
+
+
+def lm(config: LMConfig) -> Network:
+    """The language model as the first device runs it best."""
+    on_cpu = jax.devices()[0].platform == 'cpu'
+    return network(config, recall=in_blocks if on_cpu else at_once)
+
+
+def placed(params: dict) -> dict:
+    """The parameters of a language model where its programs want them; shapes stay shapes.
+
+    A CPU computes in float32, if there is room for such weights (it has no arithmetic for
+    bfloat16: each product would convert its whole matrix), and gets the layers of a large model
+    one by one, see `nn.param.Apart`. `params` is emptied meanwhile, so that nothing is held twice.
+    """
+    flat = traverse_util.flatten_dict(params, sep='/')
+    params.clear()
+    put, split = functools.partial(jax.tree.map, _put), False
+    if jax.devices()[0].platform == 'cpu':
+        split = _largest_of_a_layer(flat) >= APART
+        floats = [x for x in jax.tree.leaves(flat) if jnp.issubdtype(x.dtype, jnp.floating)]
+        if 4 * sum(math.prod(x.shape) for x in floats) < room() / 2:
+            put = _in_float32
+    for path in flat:
+        held = put(flat[path])
+        flat[path] = _layers(held) if split and layer_axes(path) else held
+    return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _largest_of_a_layer(flat: dict) -> int:
+    """Bytes of a layer's largest matrix."""
+    stacked = [x for path, leaf in flat.items() if layer_axes(path) for x in jax.tree.leaves(leaf)]
+    return max((math.prod(x.shape[1:]) * x.dtype.itemsize for x in stacked), default=0)
+
+
+def _in_float32(weight):
+    def one(x):
+        if isinstance(x, Int8):
+            return Int8(_put(x.values), _put(x.scale), 'float32')
+        return _put(x, jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else None)
+
+    return jax.tree.map(one, weight, is_leaf=lambda x: isinstance(x, Int8))
+
+
+def _layers(weight) -> Apart:
+    def layer(i: int, x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        return x[i]
+
+    count = jax.tree.leaves(weight)[0].shape[0]
+    return Apart(tuple(jax.tree.map(functools.partial(layer, i), weight) for i in range(count)))
+
+
+def _put(x, dtype=None):
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype)
+    return jax.device_put(x if dtype is None else x.astype(dtype))
 
 
 def read_config(model_dir) -> LMConfig:

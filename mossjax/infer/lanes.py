@@ -101,7 +101,7 @@ def advance(
     """One grid row for every running lane.
 
     Args:
-      draw: `draws.narrow` or `draws.wide`.
+      draw: see `draws.fitting`.
     """
     k = state.made + 1
     running = state.reason == RUNNING

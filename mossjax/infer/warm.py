@@ -59,7 +59,8 @@ def model_work(
     config, params = open_lm(model_dir, lambda _, x: jax.ShapeDtypeStruct(x.shape, x.dtype))
     if quantised:
         params = int8.abstract(network(config).shapes, jnp.dtype('bfloat16'))
-    programs, found = Programs(network(config), config, ids), []
+    params = fit.placed(params)
+    programs, found = Programs(fit.lm(config), config, ids), []
     sizes = buckets.lane_sizes(rows, config.max_position_embeddings)
     for slots in sizes:
         found += _lane_work(programs, params, settings, lanes, slots)
@@ -91,7 +92,7 @@ def _lane_work(
                 functools.partial(_compile, programs.read, *given),
             )
     own = LaneSettings.of([settings] * lanes, jnp.stack(list(row_keys(0, lanes))), [True] * lanes)
-    draw = draws.narrow if draws.fits_narrow(settings) else draws.wide
+    draw = draws.fitting([settings])
     yield Work(
         f'{buckets.STEPS} rows spoken, lanes of {slots}',
         functools.partial(_compile, programs.advance, params, state, own, lengths, draw=draw),

@@ -14,6 +14,7 @@ could hold.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import math
 import re
 from typing import Any
@@ -75,11 +76,31 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx
     return module
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=['layers'], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Apart:
+    """A weight of a `stack`, layer by layer: each is an array of its own.
+
+    A scan cuts the layer's weights out of the stack. Accelerators do so while they multiply; a CPU
+    copies them, at every step.
+    """
+
+    layers: tuple
+
+    def __getitem__(self, index) -> 'Apart':
+        """The whole of it (`w[...]`), which is how networks read a parameter."""
+        if index is not Ellipsis:
+            raise TypeError('a weight that is held apart is read whole, [...]')
+        return self
+
+
 def scan_layers(stacked: nnx.Module, carry, body, xs=None, *, remat=lambda f: f):
     """Runs `body(layer, carry, x) -> (carry, y)` over a `stack`, first layer first.
 
     Args:
-      stacked: a module made by `stack`.
+      stacked: a module made by `stack`; with weights that are `Apart`, the layers are written out.
       carry: what flows from layer to layer.
       xs: per-layer inputs with a leading layer axis (a cache, say), or None.
       remat: wraps the body, e.g. `jax.checkpoint`, to trade memory for recomputation.
@@ -92,7 +113,25 @@ def scan_layers(stacked: nnx.Module, carry, body, xs=None, *, remat=lambda f: f)
         layer, x = layer_and_x
         return body(layer, carry, x)
 
-    return jax.lax.scan(remat(step), carry, (stacked, xs))
+    weights = jax.tree.leaves(stacked, is_leaf=_is_apart)
+    if not any(map(_is_apart, weights)):
+        return jax.lax.scan(remat(step), carry, (stacked, xs))
+    layers = [
+        jax.tree.map(lambda w, i=i: w.layers[i], stacked, is_leaf=_is_apart)
+        for i in range(len(weights[0].layers))
+    ]
+
+    def chosen(carry, index_and_x):
+        # Written out one after another, the layers would each keep a copy of what all of them read.
+        index, x = index_and_x
+        ways = [lambda carry, x, layer=layer: step(carry, (layer, x)) for layer in layers]
+        return jax.lax.switch(index, ways, carry, x)
+
+    return jax.lax.scan(remat(chosen), carry, (jnp.arange(len(layers)), xs))
+
+
+def _is_apart(leaf) -> bool:
+    return isinstance(leaf, Apart)
 
 
 @dataclasses.dataclass(frozen=True)

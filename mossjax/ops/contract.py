@@ -65,6 +65,10 @@ def product(x: jax.Array, w: jax.Array, spec: str, dtype=None) -> jax.Array:
         y = jax.lax.optimization_barrier(y)
         return y[:rows].reshape(*shape, *y.shape[1:])
 
+    def few(x, w):
+        # An einsum sums in an order of its own, for which a CPU would transpose the weight.
+        return jnp.tensordot(x, w, summed, preferred_element_type=dtype)
+
     if not 0 < rows < TPU_ROWS:
         return plain(x, w)
-    return jax.lax.platform_dependent(x, w, tpu=padded, default=plain)
+    return jax.lax.platform_dependent(x, w, tpu=padded, default=few)

@@ -44,7 +44,7 @@ def test_a_vocabulary_is_not_sorted():
         assert not ('top_k' in line or 'sort' in line) or '151680' not in line
 
 
-@pytest.mark.parametrize('draw', [draws.narrow, draws.wide])
+@pytest.mark.parametrize('draw', [draws.narrow, draws.narrow_on_cpu, draws.wide])
 def test_each_lane_draws_as_it_would_alone(scores, draw):
     """Settings, keys and greediness of its own."""
     channels = [Channel(0.7, 20, 0.95), Channel(1.3, 64, 0.5), Channel(2.0, 3, 1.0),

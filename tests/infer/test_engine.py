@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mossjax.errors import InputError
-from mossjax.infer import buckets
+from mossjax.infer import buckets, fit
 from mossjax.infer import engine as lane_engine
 from mossjax.infer.engine import Engine, Programs
 from mossjax.infer.generate import Generator, Session
@@ -259,3 +259,14 @@ def test_what_a_lane_refuses(generator, params):
             engine.cut(lane, length)
     engine.close(lane)
     assert engine.open() is not lane
+
+
+def test_a_cpu_s_way_says_the_same(generator, params, monkeypatch):
+    """Layers held one by one (`placed` uses up what it gets), the cache read in blocks."""
+    monkeypatch.setattr(fit, 'APART', 0)
+    apart = fit.placed(copy.deepcopy(params))
+    own = Generator(fit.lm(CONFIG), CONFIG, IDS)
+    prompt, key = prompts(1)[0], row_keys(3, 1)[0]
+    for settings in (GREEDY, SAMPLED):
+        got = fresh(own, apart, prompt, settings, key)
+        same(got, fresh(generator, params, prompt, settings, key))

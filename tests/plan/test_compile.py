@@ -107,6 +107,8 @@ def test_recorded_speaking_step_is_the_one_of_today(case):
     found = json.loads(pathlib.Path(tpu_decode_step.__file__).with_suffix('.json').read_text())
     found = found['cases'][case.name]
     assert 9 < found['gib'] < {'v5e': 15.75, 'v6e': 31.2}[case.chip]
+    if case.chip == 'v5e':
+        assert found['gib'] + tpu_decode_step.codec_bytes() / 2**30 < 15.75
     if not case.piece:
         most = 1.5 * found['roofline_ms']  # of several lanes 1.3 is the aim, not yet reached
         if case.chip == 'v5e':

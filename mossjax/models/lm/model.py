@@ -23,7 +23,7 @@ from mossjax.nn.transformer import Block, KeysValues
 from mossjax.ops import attention as attention_ops
 from mossjax.ops import rope
 from mossjax.ops.attention import Mask
-from mossjax.ops.cached_attention import cached_attention
+from mossjax.ops.cached_attention import at_once, lanes
 
 TEXT, AUDIO = 0, 1  # channels of a grid row
 
@@ -52,14 +52,17 @@ class LanguageModel(nnx.Module):
 
     Args:
       attend: attention implementation, see `ops.attention.attention`.
+      recall: how the cache is read, `cached_attention.at_once` or `in_blocks`.
       remat: wraps the body of one layer, e.g. `jax.checkpoint` with a policy.
     """
 
     def __init__(
-        self, config: LMConfig, *, attend=attention_ops.attention, remat=keep_all, rngs: nnx.Rngs
-    ):
+        self, config: LMConfig, *, attend=attention_ops.attention, recall=at_once,
+        remat=keep_all, rngs: nnx.Rngs,
+    ):  # fmt: skip
         self.config = config
         self.attend = attend
+        self.recall = recall
         self.remat = remat
         d, init = config.hidden_size, normal(config.initializer_range)
 
@@ -189,23 +192,20 @@ class LanguageModel(nnx.Module):
     ) -> tuple[jax.Array, KeysValues]:
         """x (n, t, d) through a stack of layers behind what it has read of these lanes."""
 
-        def own(buffer):
-            n = x.shape[0]
-            whole = n == buffer.shape[0]
-            return buffer if whole else jax.lax.dynamic_slice_in_dim(buffer, first, n)
-
-        length = own(past.length)
+        length = lanes(past.length, first, x.shape[0])
         rotation = self.rotation(length[:, None] + jnp.arange(x.shape[1]), x.dtype)
+        every, attend = self.recall(past.pair, length, first)
 
-        def body(layer, x, pair):
-            def look(q, k, v):
-                return cached_attention(q, (k, v), jax.tree.map(own, pair), length)
+        def body(layer, x, own):
+            return layer(x, rotation, lambda q, k, v: attend(q, (k, v), own))
 
-            return layer(x, rotation, look)
-
-        return scan_layers(layers, x, body, past.pair)
+        return scan_layers(layers, x, body, every)
 
 
-def network(config: LMConfig, *, attend=attention_ops.attention, remat=keep_all) -> Network:
-    """`describe`s the model: shapes, axes, init and bind without allocating anything."""
-    return describe(lambda rngs: LanguageModel(config, attend=attend, remat=remat, rngs=rngs))
+def network(config: LMConfig, **options) -> Network:
+    """`describe`s the model: shapes, axes, init and bind without allocating anything.
+
+    Args:
+      options: see `LanguageModel`.
+    """
+    return describe(lambda rngs: LanguageModel(config, **options, rngs=rngs))
