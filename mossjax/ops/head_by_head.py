@@ -5,12 +5,15 @@ one head stay in it. Keys that no query of a block may see are not multiplied: h
 the mask is causal. Same arguments as `ops.attention.attention`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from mossjax.ops.attention import Mask, attention
 
 QUERIES = 320  # of a block, at most: its scores with so many keys are 400 kB
+TOGETHER = 2  # heads
 FEW = 64  # queries whose scores of all heads are no burden
 
 
@@ -59,8 +62,13 @@ def head_by_head(
             ))  # fmt: skip
         return jnp.concatenate(found)
 
-    rows, order = jnp.divmod(jnp.arange(b * heads), heads)
-    out = jax.lax.map(head, (rows, order)).reshape(b, heads, t, n // heads, -1)
+    # Heads that do not wait for each other, so that each of a few threads has one.
+    together = math.gcd(b * heads, TOGETHER)
+    places = jnp.stack(jnp.divmod(jnp.arange(b * heads), heads), axis=-1)
+    out = jax.lax.map(
+        lambda some: [head(place) for place in some], places.reshape(-1, together, 2)
+    )
+    out = jnp.stack(out, axis=1).reshape(b, heads, t, n // heads, -1)
     return jnp.moveaxis(out, 1, 2).reshape(b, t, n, -1)
 
 
