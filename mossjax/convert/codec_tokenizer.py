@@ -51,9 +51,13 @@ def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
       InputError: a file is missing, the configuration describes another network, or tensors are
         missing, unexpected or of the wrong shape.
     """
-    root = pathlib.Path(codec_dir)
-    opened = Opened(*open_files(root)[:3], str(root))
+    opened = _opened(codec_dir)
     return opened.config, encoder(opened)
+
+
+def _opened(directory) -> Opened:
+    root = pathlib.Path(directory)
+    return Opened(*open_files(root)[:3], str(root))
 
 
 def encoder(opened: Opened) -> dict:
@@ -111,8 +115,7 @@ def open_recogniser(directory) -> tuple[TokenizerConfig, dict, Codebook]:
     Raises:
       InputError: as `open_tokenizer`.
     """
-    root = pathlib.Path(directory)
-    return recogniser(Opened(*open_files(root)[:3], str(root)))
+    return recogniser(_opened(directory))
 
 
 def recogniser(opened: Opened) -> tuple[TokenizerConfig, dict, Codebook]:
@@ -151,8 +154,7 @@ def open_trained(directory, config: TokenizerConfig) -> tuple[dict, Codebook]:
     Raises:
       InputError: as `open_tokenizer`, or the network is another one.
     """
-    root = pathlib.Path(directory)
-    return trained(Opened(*open_files(root)[:3], str(root)), config)
+    return trained(_opened(directory), config)
 
 
 def trained(opened: Opened, config: TokenizerConfig) -> tuple[dict, Codebook]:
