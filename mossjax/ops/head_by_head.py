@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from mossjax.ops.attention import Mask, attention
 
-QUERIES = 320  # of a block, at most: its scores with so many keys are 400 kB
+QUERIES = 320  # of a block: its scores with so many keys are 400 kB
+BLOCKS = 8  # at most, as each is compiled for itself
 TOGETHER = 2  # heads
 FEW = 64  # queries whose scores of all heads are no burden
 
@@ -45,7 +46,7 @@ def head_by_head(
         bias = jnp.broadcast_to(bias.astype(jnp.float32), (b, n, t, s))
         bias = bias.reshape(b, heads, n // heads, t, s)
     seen = mask.visible(t, s)
-    size = -(-t // -(-t // QUERIES))
+    size = -(-t // min(-(-t // QUERIES), BLOCKS))
     blocks = [(start, min(start + size, t)) for start in range(0, t, size)]
 
     def head(place):
