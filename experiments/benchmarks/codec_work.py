@@ -24,6 +24,7 @@ from mossjax.infer.voice import Voice
 from mossjax.models.flow.config import released
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.models.vocoder.hift.config import HiftConfig
+from mossjax.ops.head_by_head import on_cpu
 
 SPEECH = 30  # seconds that the tokenizer hears
 CODES, PROMPT = 50, 25  # that the decoder speaks, and of its voice: 4 s and 2 s
@@ -53,7 +54,7 @@ def voice(config) -> Voice:
 def tokenizer():
     """A log-mel of SPEECH seconds to codes."""
     config = TokenizerConfig()
-    network = tokenizer_network(config)
+    network = tokenizer_network(config, attend=on_cpu)
     params = random(network.shapes)
     mel = np.random.default_rng(0).normal(size=(1, 100 * SPEECH, config.mels)).astype(np.float32)
 

@@ -43,6 +43,7 @@ from mossjax.models.flow.solver import noise
 from mossjax.models.speaker import blocks, fbank
 from mossjax.models.vocoder.hift import source
 from mossjax.nn.weight_norm import fold
+from mossjax.ops.head_by_head import on_cpu
 from mossjax.ops.resample import resample
 
 # Of the small network that the flow decoder's vectors were made with.
@@ -84,7 +85,7 @@ def turned(x: np.ndarray) -> np.ndarray:
 
 
 def flow(directory: Path) -> Iterator[Check]:
-    io, network = load(directory, 'flow_io'), flow_network(FLOW)
+    io, network = load(directory, 'flow_io'), flow_network(FLOW, attend=on_cpu)
     model = network.bind(
         parameters(flow_rules(), load(directory, 'flow_state'), network.shapes)
     )

@@ -162,15 +162,15 @@ def _length() -> int:
 
 def _checked_codec(codes: int) -> str:
     """A hash of the speech tokenizer, which must know no more codes than the model."""
-    from mossjax.convert.codec_tokenizer import open_files
+    from mossjax.convert.codec_directory import open_tokenizer_config
     from mossjax.data.job import fingerprint
 
     if not _CODEC.value:
         raise InputError('--codec is not given; recordings are tokenized with it')
-    config, *_ = open_files(pathlib.Path(_CODEC.value))
-    if config.codes > codes:
+    found = open_tokenizer_config(_CODEC.value).codes
+    if found > codes:
         raise InputError(
-            f'--codec {_CODEC.value} has {config.codes} codes, the language model {codes}; take '
+            f'--codec {_CODEC.value} has {found} codes, the language model {codes}; take '
             'the codec it was trained with'
         )
     return fingerprint(_CODEC.value)

@@ -22,11 +22,12 @@ from mossjax.convert import (
     rules,
     weight_files,
 )
-from mossjax.convert.source import CODEC, DECODER, TOKENIZER, Source
+from mossjax.convert.source import CODEC, DECODER, TOKENIZER, Source, Without
 from mossjax.errors import InputError
 from mossjax.models.flow.config import FlowConfig
 from mossjax.models.speaker.config import CamppConfig
 from mossjax.models.tokenizer.config import TokenizerConfig
+from mossjax.models.tokenizer.quantizer import Codebook
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.nn import weight_norm
 
@@ -40,12 +41,40 @@ def open_tokenizer(codec_dir: str | Path) -> tuple[TokenizerConfig, dict]:
     source = _orbax(codec_dir)
     if source is None:
         return codec_tokenizer.open_tokenizer(codec_dir)
-    if source.kind.config is None:
-        raise _missing(codec_dir, 'speech tokenizer')
-    network = codec_tokenizer.tokenizer_network(source.kind.config)
-    own = rules.flatten(network.shapes)
-    table = [rule for rule in source.kind.rules if rule.path in own]
-    return source.kind.config, rules.to_params(table, source.tensors.read, network.shapes)
+    opened = _tokenizer(source)
+    return opened.config, codec_tokenizer.encoder(opened)
+
+
+def open_trained(codec_dir: str | Path, config: TokenizerConfig) -> tuple[dict, Codebook]:
+    """See `codec_tokenizer.open_trained`.
+
+    Raises:
+      InputError: there is no speech tokenizer, or it is damaged, or another one than `config`.
+    """
+    source = _orbax(codec_dir)
+    if source is None:
+        return codec_tokenizer.open_trained(codec_dir, config)
+    return codec_tokenizer.trained(_tokenizer(source), config)
+
+
+def open_tokenizer_config(codec_dir: str | Path) -> TokenizerConfig:
+    """The configuration of the speech tokenizer, whose weights are there.
+
+    Raises:
+      InputError: see `codec_tokenizer.open_files`, or an Orbax form without a speech tokenizer.
+    """
+    source = _orbax(codec_dir)
+    if source is None:
+        return codec_tokenizer.open_files(Path(codec_dir))[0]
+    return _tokenizer(source).config
+
+
+def tokenizer_files(codec_dir: str | Path) -> list[Path]:
+    """The files that decide which codes it gives; of an Orbax form all, see `weights`."""
+    source, root = _orbax(codec_dir), Path(codec_dir)
+    if source is None:
+        return sorted([*root.glob('*config.json'), *root.glob('*.safetensors')])
+    return [root / name for name in source.weights]
 
 
 def has_decoder(codec_dir: str | Path) -> bool:
@@ -132,6 +161,17 @@ def weights(codec_dir: str | Path, stems: Collection[str]) -> list[str]:
     else:
         files = [root / name for name in source.weights]
     return [certificate.file_record(file)['sha256'] for file in files if file.is_file()]
+
+
+def _tokenizer(source: Source) -> codec_tokenizer.Opened:
+    """The speech tokenizer of an Orbax form; what a file held beside it is among its tensors."""
+    if source.kind.config is None:
+        raise _missing(source.path, 'speech tokenizer')
+    name = next(rule.name for rule in source.kind.rules if rule.path == 'codebook')
+    return codec_tokenizer.Opened(
+        source.kind.config, Without(source.tensors, f'{DECODER}/'),
+        name.removesuffix('codebook.weight'), str(source.path),
+    )
 
 
 def _part(source: Source, stem: str) -> tuple:

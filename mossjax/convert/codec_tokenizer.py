@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,22 @@ from mossjax.nn.param import describe
 CONFIG, PREPROCESSOR, WEIGHTS = 'config.json', 'preprocessor_config.json', 'model.safetensors'
 
 
-def tokenizer_network(config: TokenizerConfig):
-    """The `Network` whose parameters a codec directory holds."""
-    return describe(lambda rngs: Tokenizer(config, rngs=rngs))
+class Opened(NamedTuple):
+    """A speech tokenizer of which only headers have been read.
+
+    Attributes:
+      prefix: of its tensors' names. where: what a message calls it.
+    """
+
+    config: TokenizerConfig
+    tensors: Tensors
+    prefix: str
+    where: str
+
+
+def tokenizer_network(config: TokenizerConfig, **modules):
+    """The `Network` whose parameters a codec directory holds; `modules`: of `Tokenizer`."""
+    return describe(lambda rngs: Tokenizer(config, rngs=rngs, **modules))
 
 
 def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
@@ -37,16 +51,26 @@ def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:
       InputError: a file is missing, the configuration describes another network, or tensors are
         missing, unexpected or of the wrong shape.
     """
-    root = pathlib.Path(codec_dir)
-    config, tensors, prefix, _ = open_files(root)
+    opened = _opened(codec_dir)
+    return opened.config, encoder(opened)
+
+
+def _opened(directory) -> Opened:
+    root = pathlib.Path(directory)
+    return Opened(*open_files(root)[:3], str(root))
+
+
+def encoder(opened: Opened) -> dict:
+    """The parameters of `open_tokenizer`."""
+    config, tensors, prefix, where = opened
     table = tokenizer_rules.tokenizer_rules(prefix)
     shapes = tokenizer_network(config).shapes
     rules.check(
-        table, tensors.shapes, shapes, where=str(root),
+        table, tensors.shapes, shapes, where=where,
         ignore=tokenizer_rules.unused(prefix, config.layers, config.encoder_layers),
         dtypes=tensors.dtypes,
     )
-    return config, rules.to_params(table, tensors.read, shapes)
+    return rules.to_params(table, tensors.read, shapes)
 
 
 def open_files(root: pathlib.Path):
@@ -91,20 +115,24 @@ def open_recogniser(directory) -> tuple[TokenizerConfig, dict, Codebook]:
     Raises:
       InputError: as `open_tokenizer`.
     """
-    root = pathlib.Path(directory)
-    config, tensors, prefix, _ = open_files(root)
+    return recogniser(_opened(directory))
+
+
+def recogniser(opened: Opened) -> tuple[TokenizerConfig, dict, Codebook]:
+    """See `open_recogniser`."""
+    config, tensors, prefix, where = opened
     table = tokenizer_rules.recogniser_rules(prefix, 'model.decoder.', config.layers)
     shapes = describe(lambda rngs: Recogniser(config, {'text': TextDecoder}, rngs=rngs)).shapes
     buffers = [f'{prefix}{name}' for name in ('codebook.weight', 'ema_count', 'ema_weight')]
     rules.check(
-        table, tensors.shapes, shapes, where=str(root), dtypes=tensors.dtypes,
+        table, tensors.shapes, shapes, where=where, dtypes=tensors.dtypes,
         ignore=[*buffers, r'proj_out\.weight'],
     )
     matrix = (config.codes, config.d)
     for name, shape in zip(buffers, (matrix, matrix[:1], matrix), strict=True):
         if name in tensors.shapes and tuple(tensors.shapes[name]) != shape:
             raise InputError(
-                f'{root}: {name} is {tuple(tensors.shapes[name])}, expected {shape}; check that '
+                f'{where}: {name} is {tuple(tensors.shapes[name])}, expected {shape}; check that '
                 'config and weights belong together'
             )
     book = quantizer.from_codes(np.asarray(tensors.read(buffers[0])))
@@ -126,18 +154,22 @@ def open_trained(directory, config: TokenizerConfig) -> tuple[dict, Codebook]:
     Raises:
       InputError: as `open_tokenizer`, or the network is another one.
     """
-    root = pathlib.Path(directory)
-    found, tensors, *_ = open_files(root)
+    return trained(_opened(directory), config)
+
+
+def trained(opened: Opened, config: TokenizerConfig) -> tuple[dict, Codebook]:
+    """See `open_trained`."""
+    found, tensors, where = opened.config, opened.tensors, opened.where
     sizes = ('d', 'heads', 'ffn', 'layers', 'mels', 'positions', 'pool', 'codes')
     if wrong := [n for n in sizes if getattr(found, n) != getattr(config, n)]:
         raise InputError(
-            f'{root}: {", ".join(f"{n} is {getattr(found, n)}" for n in wrong)}; config.model says '
-            f'{", ".join(str(getattr(config, n)) for n in wrong)}'
+            f'{where}: {", ".join(f"{n} is {getattr(found, n)}" for n in wrong)}; config.model '
+            f'says {", ".join(str(getattr(config, n)) for n in wrong)}'
         )
     if any(name.startswith('model.decoder.') for name in tensors.shapes):
-        _, params, book = open_recogniser(root)
+        _, params, book = recogniser(opened)
         return params, book
-    _, params = open_tokenizer(root)
+    params = encoder(opened)
     return {'encoder': params['encoder']}, quantizer.from_codes(np.asarray(params['codebook']))
 
 

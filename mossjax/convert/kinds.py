@@ -185,6 +185,11 @@ def with_companions(source: Source, directory: str | Path) -> Source:
     if not directory.is_dir():
         raise InputError(f'{directory} is not a directory; name the one with tokenizer.json')
     kind = source.kind
+    if kind.name != LANGUAGE_MODEL and find_root(directory) is not None:
+        raise InputError(
+            f'{directory} is the Orbax form of a codec; name the codec directory itself: mossjax '
+            f'convert {directory} CODEC makes it'
+        )
     found = [n for n in listing(directory, ())['files'] if n not in kind.configs]
     if PREPROCESSOR in kind.configs:  # another tokenizer than that of the voice
         found = [name for name in found if name != VOICE]

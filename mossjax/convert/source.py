@@ -49,6 +49,28 @@ class Together:
 
 
 @dataclasses.dataclass(frozen=True)
+class Without:
+    """Tensors whose names do not begin so."""
+
+    tensors: Tensors
+    front: str
+
+    @functools.cached_property
+    def shapes(self) -> dict:
+        return self._kept(self.tensors.shapes)
+
+    @functools.cached_property
+    def dtypes(self) -> dict:
+        return self._kept(self.tensors.dtypes)
+
+    def read(self, name: str) -> np.ndarray:
+        return self.tensors.read(name)
+
+    def _kept(self, by_name: Mapping) -> dict:
+        return {name: x for name, x in by_name.items() if not name.startswith(self.front)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Prefixed:
     """Tensors with something in front of their names."""
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mossjax.convert import codec_directory
 from mossjax.data import builder, corpus
 from mossjax.data.codes import CodesStore, Encoder, tokenize_recordings
 from mossjax.data.drafts import Draft, Recipe, Reject, drafts
@@ -214,9 +215,9 @@ def _examples(job: Job, store: CodesStore, tally: Tally, bar) -> Iterator[Exampl
 
 
 def fingerprint(codec: str | os.PathLike) -> str:
-    """A hash of what decides the codes of a codec directory."""
-    codec, whole = Path(codec), hashlib.sha256()
-    for path in sorted([*codec.glob('*config.json'), *codec.glob('*.safetensors')]):
+    """A hash of what decides the codes of a codec directory, in either form."""
+    whole = hashlib.sha256()
+    for path in codec_directory.tokenizer_files(codec):
         with path.open('rb') as file:
             whole.update(hashlib.file_digest(file, 'sha256').digest())
     return whole.hexdigest()

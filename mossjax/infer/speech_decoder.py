@@ -18,6 +18,7 @@ from mossjax.infer.voice import Voice
 from mossjax.models.flow import mel as features
 from mossjax.models.flow import solver
 from mossjax.models.flow.config import OFFLINE, Context, FlowConfig
+from mossjax.ops.head_by_head import on_cpu
 
 BATCH = 16  # utterances decoded at once, fewer if they are long
 
@@ -78,7 +79,7 @@ class SpeechDecoder:
         self.config, self.params = config, params
         self.vocoder = vocoder or GriffinLim()
         self.voice = voices.nobody(config) if voice is None else voices.check(voice, config)
-        self._network = flow_network(config)
+        self._network = flow_network(config, attend=on_cpu)
         self.options = {'steps': steps, 'guidance': guidance}
         self._mel = jax.jit(self._run, static_argnames='context')
 

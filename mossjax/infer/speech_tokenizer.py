@@ -15,6 +15,7 @@ from mossjax.infer.streaming import Rung, Sessions
 from mossjax.models.tokenizer import mel
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.models.tokenizer.stream import NEVER, TokenizerStream
+from mossjax.ops.head_by_head import on_cpu
 
 # A batch holds at most this much padded audio, in samples: four pieces of 30 s or many short ones.
 # At the released size the attention scores of those four take 0.7 GB.
@@ -34,7 +35,7 @@ class SpeechTokenizer:
         self.config = config
         # Weights may be stored in half the bytes; ids are validated in float32 only.
         self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-        self._network = tokenizer_network(config)
+        self._network = tokenizer_network(config, attend=on_cpu)
         self._run = jax.jit(self._ids)
         self._peaks = jax.jit(self._loudest)
         self._step = jax.jit(self._stream_step, donate_argnums=1)

@@ -44,7 +44,9 @@ class MultiHeadAttention(nnx.Module):
 
     def merge(self, y: jax.Array) -> jax.Array:
         """(b, t, n, h) -> (b, t, d) by the output projection."""
-        out = contract(y, self.o[...], 'btnh,nhd->btd')
+        # One axis to sum over: of two, an einsum would turn both operands around in memory.
+        wide, kernel = y.reshape(*y.shape[:2], -1), self.o[...]
+        out = contract(wide, kernel.reshape(-1, kernel.shape[-1]), 'btf,fd->btd')
         return out if self.o_bias is None else out + self.o_bias[...].astype(y.dtype)
 
     def __call__(self, x: jax.Array, mask: Mask, source: jax.Array | None = None) -> jax.Array:

@@ -12,10 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mossjax import buckets, checkpoint
-from mossjax.convert import codec_tokenizer, kinds
-from mossjax.convert.codec_flow import open_flow
-from mossjax.convert.codec_speaker import open_campp
-from mossjax.convert.codec_vocoder import open_hift
+from mossjax.convert import codec_directory, kinds
 from mossjax.convert.lm_rules import LM_RULES
 from mossjax.convert.placement import on_devices, place
 from mossjax.convert.qwen3 import open_start
@@ -67,7 +64,7 @@ def _parameters(saved, step: int) -> Start:
 def tokenizer(
     directory: str, config: TokenizerConfig, objectives: Mapping
 ) -> tuple[Start | None, Codebook | None]:
-    """(parameters, codebook) of another run's workdir, or of a codec in upstream's layout.
+    """(parameters, codebook) of another run's workdir, or of a codec in either form.
 
     A codec without the upper half and the text decoder gives the encoder; the rest is fresh.
 
@@ -85,11 +82,11 @@ def tokenizer(
         step = checkpoint.find_step(saved, items=('params', 'extra'))
         return _parameters(saved, step), _codebook(saved, step)
     path = _here(directory)
-    if not (path / 'config.json').is_file():
+    if kinds.find_root(path) is None and not (path / 'config.json').is_file():
         raise InputError(
             f'init_from: {directory} is neither the workdir of a run nor a codec directory'
         )
-    loaded, book = codec_tokenizer.open_trained(path, config)
+    loaded, book = codec_directory.open_trained(path, config)
 
     def start(_: dict) -> dict:
         heads = {name: objective.make for name, objective in objectives.items()}
@@ -118,7 +115,7 @@ def decoder(directory: str) -> Start | None:
     """
     if not directory or (as_path(directory) / CHECKPOINTS).is_dir():
         return from_workdir(directory)
-    _, params = open_flow(str(_here(directory)))
+    _, params = codec_directory.open_flow(str(_here(directory)))
     return lambda _: params
 
 
@@ -142,7 +139,7 @@ def vocoder(directory: str, network) -> Start | None:
         return lambda abstract: _fresh(network, abstract, has) | _parameters(saved, step)(
             {name: tree for name, tree in abstract.items() if name in has}
         )
-    _, params = open_hift(str(_here(directory)))
+    _, params = codec_directory.open_hift(str(_here(directory)))
     generator = network.networks['generator'].split(params)
     return lambda abstract: _fresh(network, abstract, {'generator'}) | {'generator': generator}
 
@@ -162,7 +159,7 @@ def speaker(directory: str, network: Network) -> Start | None:
     if saved.is_dir():
         step = checkpoint.find_step(saved, items=('params', 'extra'))
         return lambda abstract: _averaged(saved, step, abstract)
-    _, params = open_campp(str(_here(directory)))
+    _, params = codec_directory.open_campp(str(_here(directory)))
     return lambda _: network.init(jax.random.key(0)) | {'encoder': params}
 
 

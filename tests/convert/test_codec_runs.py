@@ -213,6 +213,18 @@ def test_a_run_of_another_decoder_than_the_codec_has(whole, tmp_path, capsys):
     assert 'guidance is 0.7, 0.5 in the run' in said and not (tmp_path / 'out').exists()
 
 
+def test_companions_are_files_not_the_other_form(whole, tmp_path, capsys):
+    task = FlowTask(tiny_codec.FLOW, None)
+    root = save_run(tmp_path / 'run', drawn(task.network.shapes), task.model)
+    assert run(root, tmp_path / 'alone') == run(tmp_path / 'alone', tmp_path / 'orbax') == 0
+    for given, said in (
+        (tmp_path / 'orbax', f'mossjax convert {tmp_path / "orbax"} CODEC makes it'),
+        (whole / 'config.json', 'is a file; give the folder that holds it'),
+    ):
+        assert run('--companions', given, root, tmp_path / 'out') == 2
+        assert said in capsys.readouterr().err and not (tmp_path / 'out').exists()
+
+
 def test_a_new_tokenizer_leaves_the_voice_of_the_old_one_behind(workdir, whole, tmp_path):
     assert run('--companions', whole, workdir[0], tmp_path / 'out') == 0
     assert (tmp_path / 'out' / 'flow' / 'hift.pt').is_file()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,12 +16,15 @@ from mossjax.convert.codec_folder import SETTINGS
 from mossjax.convert.fingerprint import VOICE
 from mossjax.convert.journal import Journal
 from mossjax.convert.transfer import Options, convert, verify
+from mossjax.data.job import fingerprint
 from mossjax.errors import InputError
 from mossjax.infer import voice
 from mossjax.infer.codec import StreamingMouth, WholeMouth, open_codec
 from mossjax.models.flow.config import FlowConfig
 from mossjax.models.tokenizer.config import TokenizerConfig
 from mossjax.models.vocoder.hift.config import HiftConfig
+from mossjax.train import starts
+from mossjax.train.vocoder import players
 from tests.cli.test_convert import run
 from tests.parity import campp_torch
 from tests.parity.released_codec import PARTS, compare, numbers, write
@@ -132,6 +136,21 @@ def test_both_forms_open_as_the_same_networks(released, orbax):
     assert codec_directory.weights(orbax, ['flow']) != codec_directory.weights(released, ['flow'])
 
 
+def test_runs_start_alike_from_both_forms(released, orbax):
+    """And both are taken for the codec that they are where recordings become rows."""
+    fresh = SimpleNamespace(init=lambda key: {'directions': np.ones(3)})
+    for start in (
+        lambda root: starts.tokenizer(root, TOKENIZER, {})[1]._asdict(),
+        lambda root: starts.decoder(root)({}),
+        lambda root: starts.vocoder(root, players(HIFT, None))({}),
+        lambda root: starts.speaker(root, fresh)({}),
+        lambda root: codec_directory.open_tokenizer_config(root).codes,
+    ):
+        jax.tree.map(np.testing.assert_array_equal, start(str(orbax)), start(str(released)))
+    one, other = (fingerprint(root) for root in (released, orbax))
+    assert one != other and fingerprint(orbax) == other
+
+
 def test_a_codec_that_streams_speaks_with_what_learned_to(released, orbax, tmp_path):
     """Without a vocoder that streams, there is no use for it."""
     shutil.copytree(released, tmp_path / 'mute', ignore=shutil.ignore_patterns('hift.*'))
@@ -156,6 +175,8 @@ def test_an_orbax_form_without_what_is_asked_for(released, tmp_path):
     for opened, what in (
         (codec_directory.open_flow, 'flow/flow'), (codec_directory.open_tokenizer, 'tokenizer'),
         (codec_directory.open_config, 'flow decoder'),
+        (codec_directory.open_tokenizer_config, 'tokenizer'),
+        (lambda root: starts.tokenizer(str(root), TOKENIZER, {}), 'tokenizer'),
     ):
         with pytest.raises(InputError, match=f'holds no .*{what}.*convert the whole codec'):
             opened(tmp_path / 'orbax')

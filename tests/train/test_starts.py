@@ -104,12 +104,17 @@ def test_an_encoder_alone_starts_a_run(codec):
 
 
 @pytest.mark.parametrize('codec', ['asr_vq'], indirect=True)
-def test_a_whole_training_model_starts_a_run(codec):
+def test_a_whole_training_model_starts_a_run(codec, tmp_path):
     root, config = codec
     start, book = starts.tokenizer(str(root), config, tokenizer.objectives(text=1.0))
     _, params, wanted = open_recogniser(root)
     jax.tree.map(np.testing.assert_array_equal, start({}), params)
     np.testing.assert_array_equal(book.total, wanted.total)
+    convert(kinds.open_source(root), tmp_path / 'orbax')  # keeps what ids do not need
+    again, kept = starts.tokenizer(
+        str(tmp_path / 'orbax'), config, tokenizer.objectives(text=1.0)
+    )
+    jax.tree.map(np.testing.assert_array_equal, (again({}), kept), (params, wanted))
     other = TokenizerConfig.from_hf(
         json.loads((root / 'config.json').read_text()) | {'quantize_vocab_size': 9},
         json.loads((root / 'preprocessor_config.json').read_text()),
