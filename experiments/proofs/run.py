@@ -29,7 +29,7 @@ PROOFS = {
     'codec_conversion': Proof('a codec of real size to Orbax and back: bytes, memory, speech', CPU),
     'conversion_kills': Proof('ten kills -9 of a conversion: reruns complete, bytes right', CPU),
     'conversion_size': Proof('18 GB to Orbax and back: bytes, memory, throughput', CPU),
-    'exact_resume': Proof('20 steps of the nano model = 10, kill -9, 10: bit for bit', CPU),
+    'exact_resume': Proof('20 steps of nano model, vocoder = 10, kill -9, 10: bit for bit', CPU),
     'flow_stream': Proof('the flow decoder streams: distance, estimated cost on a v5e', CPU),
     'fuzz': Proof('10,000 damaged files: read rightly or refused, under limits', CPU),
     'int8_gates': Proof('the demo meets its gates with int8 weights', CPU),

@@ -8,15 +8,18 @@ from mossjax.ops import conv
 
 
 class Conv1d(nnx.Module):
-    """Zero-padded 1-D convolution, (b, t, c_in) -> (b, t_out, c_out); see `ops.conv.conv1d`."""
+    """Zero-padded 1-D convolution, (b, t, c_in) -> (b, t_out, c_out); see `ops.conv.conv1d`.
+
+    `start` is the variance that fresh weights make of inputs of variance 1.
+    """
 
     def __init__(
         self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, left: int = 0,
-        right: int = 0, dilation: int = 1, bias: bool = True, rngs: nnx.Rngs,
+        right: int = 0, dilation: int = 1, bias: bool = True, start: float = 1.0, rngs: nnx.Rngs,
     ):
         self.stride, self.left, self.right, self.dilation = stride, left, right, dilation
         axes = ('kernel', 'conv_in', 'conv_out')
-        self.kernel = param(rngs, (kernel, c_in, c_out), axes, fan_in(axes=(0, 1)))
+        self.kernel = param(rngs, (kernel, c_in, c_out), axes, fan_in(start, axes=(0, 1)))
         self.bias = param(rngs, (c_out,), ('conv_out',), zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

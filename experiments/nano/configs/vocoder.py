@@ -9,7 +9,8 @@ def get_config():
     config.init_from = 'vocoder_mel'
     config.loss.update(adversarial=1.0, feature=2.0)
     config.loss.discriminators = {
-        'period_channels': (8, 32, 64, 64), 'resolution_channels': 8
+        'period_channels': (8, 32, 64, 64), 'resolution_channels': 8, 'n_ffts': (512, 128),
+        'windows': (480, 120), 'hops': (240, 60),
     }  # fmt: skip
     config.optim.peak_lr = 5e-4
     config.optim.final_lr = 1e-4

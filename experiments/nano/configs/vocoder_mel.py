@@ -13,13 +13,17 @@ def get_config():
     config.log_every = 50
     config.save_every = 500
     config.keep = 1
-    config.model.update(channels=128, f0_width=128)
+    # Samples come of 3000 spectra a second where the released vocoder has 6000: half the work.
+    config.model.update(
+        channels=128, f0_width=128, rates=(12, 5), kernels=(24, 11), n_fft=32, hop=8,
+        block_kernels=(3, 7), dilations=(1, 3), source_kernels=(7, 7),
+    )  # fmt: skip
     config.data.manifest = 'recordings/train/manifest.jsonl'
     config.data.f0 = 'f0.jsonl'
-    config.data.frames = 32
-    config.data.rows = 16
+    config.data.frames = 20
+    config.data.rows = 8
     config.loss.update(adversarial=0.0, feature=0.0, scales=SCALES)
-    config.optim.peak_lr = 1e-3
+    config.optim.peak_lr = 2e-3
     config.optim.final_lr = 5e-4
     config.optim.b1, config.optim.b2 = 0.8, 0.99
     config.optim.weight_decay = 0.0

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from mossjax.convert.codec_vocoder import hift_network
 from mossjax.models.vocoder.hift import source
+from tests.tiny_codec import HIFT
 
 
 @pytest.fixture(scope='module')
@@ -63,3 +65,12 @@ def test_a_padded_batch_gives_what_each_row_gives_alone(hift, mel):
     # Phase errors of 1e-4 grow in these random weights, as upstream's do.
     np.testing.assert_allclose(waves[1:, :7680], alone[2], rtol=0, atol=3e-3)
     assert np.isfinite(waves).all()
+
+
+def test_a_fresh_generator_neither_shouts_nor_is_silent(mel):
+    """Where it is clipped it has no slope, and what has learnt silence never speaks again."""
+    network = hift_network(HIFT)
+    params = jax.jit(network.init)(jax.random.key(0))
+    lengths, noise = np.array([12]), np.zeros((1, 9, 5760), 'f')
+    wave = jax.jit(lambda params: network.bind(params)(mel[:, :12], lengths, noise))(params)
+    assert 1e-4 < np.std(wave) < 0.1 and np.abs(wave).max() < 0.5

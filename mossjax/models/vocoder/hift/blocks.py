@@ -21,10 +21,14 @@ class Snake(nnx.Module):
         return x + sin_squared(x * alpha) * (1 / (alpha + 1e-9))
 
 
-def same(c_in: int, c_out: int, kernel: int, *, dilation: int = 1, rngs: nnx.Rngs) -> Conv1d:
-    """A convolution of odd width that keeps the length."""
+def same(
+    c_in: int, c_out: int, kernel: int, *, dilation: int = 1, start: float = 1.0, rngs: nnx.Rngs
+) -> Conv1d:
+    """A convolution of odd width that keeps the length; `start` as of `Conv1d`."""
     side = dilation * (kernel - 1) // 2
-    return Conv1d(c_in, c_out, kernel, left=side, right=side, dilation=dilation, rngs=rngs)
+    return Conv1d(
+        c_in, c_out, kernel, left=side, right=side, dilation=dilation, start=start, rngs=rngs
+    )
 
 
 class Unit(nnx.Module):
@@ -33,7 +37,7 @@ class Unit(nnx.Module):
     def __init__(self, c: int, kernel: int, dilation: int, *, rngs: nnx.Rngs):
         self.snake1, self.snake2 = Snake(c, rngs=rngs), Snake(c, rngs=rngs)
         self.conv1 = same(c, c, kernel, dilation=dilation, rngs=rngs)
-        self.conv2 = same(c, c, kernel, rngs=rngs)
+        self.conv2 = same(c, c, kernel, start=0.1, rngs=rngs)  # at first hardly anything is added
 
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         y = self.conv1(jnp.where(valid, self.snake1(x), 0))

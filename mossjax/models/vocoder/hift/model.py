@@ -27,10 +27,13 @@ class Hift(nnx.Module):
         self.config, self.stages = config, len(config.rates)
         self.f0 = F0Predictor(config, rngs=rngs)
         self.merge = Linear(config.harmonics + 1, 1, axes=(None, None), rngs=rngs)
-        self.pre = same(config.mels, config.channels, 7, rngs=rngs)
+        # Log-mels are around -6, and what `post` says is an exponent: a fresh generator that takes
+        # them as they are is clipped everywhere, learns to be silent, and has no slope any more.
+        self.pre = same(config.mels, config.channels, 7, start=0.02, rngs=rngs)
         for i in range(self.stages):
             setattr(self, f'stage{i}', Stage(config, i, rngs=rngs))
-        self.post = same(config.width(self.stages - 1), 2 * config.bins, 7, rngs=rngs)
+        last = config.width(self.stages - 1)
+        self.post = same(last, 2 * config.bins, 7, start=0.01, rngs=rngs)
 
     def pitch(self, mel: jax.Array, lengths: jax.Array) -> jax.Array:
         """(b, t, m) mel, (b,) frames -> (b, t) f0 in Hz, 0 past the end."""

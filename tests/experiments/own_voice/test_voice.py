@@ -1,0 +1,74 @@
+"""A voice of one's own by one command: what it takes, what it refuses, and a run of a few steps."""
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from experiments.own_voice import voice
+from mossjax.convert import codec_directory
+from mossjax.errors import InputError
+from tests import tiny_codec
+
+
+def folder(root, count, name='{:02d}.wav'):
+    """Recordings of a tone that wavers, half a second each."""
+    root.mkdir()
+    t = np.arange(8000) / 16000
+    for i in range(count):
+        phase = 2 * np.pi * (120 + 10 * i) * t + 3 * np.sin(9 * t)
+        wave = 0.3 * np.sin(phase) + 0.1 * np.sin(3 * phase)
+        soundfile.write(root / name.format(i), wave, 16000)
+    return str(root)
+
+
+def test_every_fifth_recording_is_kept_back(tmp_path):
+    learnt, kept = voice.spoken(folder(tmp_path / 'a', 11))
+    assert [r.audio[-6:] for r in kept] == ['00.wav', '05.wav', '10.wav']
+    assert len(learnt) == 8 and {r.speaker for r in learnt + kept} == {'own'}
+    learnt, kept = voice.spoken(folder(tmp_path / 'b', 4))
+    assert (len(learnt), len(kept)) == (2, 2)
+
+
+def test_of_dialogues_the_assistant_is_taken(tmp_path):
+    folder(tmp_path / 'a', 5, '{:03d}.user.wav')
+    folder(tmp_path / 'b', 5, '{:03d}.assistant.wav')
+    for file in (tmp_path / 'b').iterdir():
+        file.rename(tmp_path / 'a' / file.name)
+    learnt, kept = voice.spoken(str(tmp_path / 'a'))
+    assert len(learnt + kept) == 5
+    assert all(r.audio.endswith('assistant.wav') for r in learnt + kept)
+
+
+def test_what_is_missing_is_refused_before_anything_is_written(tmp_path, golden):
+    codec = tiny_codec.write(tmp_path / 'codec', golden)
+    training = voice.Training(1, 1e-3)
+    few = folder(tmp_path / 'few', 3)
+    with pytest.raises(InputError, match='has 3 recordings of the voice; 4 are the fewest'):
+        voice.teach(few, str(codec), tmp_path / 'work', tmp_path / 'out', training)
+    (codec / 'flow' / 'campplus.safetensors').unlink()
+    with pytest.raises(InputError, match='has no flow/campplus'):
+        voice.teach(few, str(codec), tmp_path / 'work', tmp_path / 'out', training)
+    with pytest.raises(InputError, match='exists; remove it'):
+        voice.teach(few, str(codec), tmp_path / 'work', codec, training)
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.slow
+def test_both_networks_go_on_and_the_rest_stays(tmp_path, golden):
+    codec = tiny_codec.write(tmp_path / 'codec', golden)
+    out = tmp_path / 'out'
+    found = voice.teach(
+        folder(tmp_path / 'a', 6), str(codec), tmp_path / 'work', out, voice.Training(2, 1e-3)
+    )
+    assert all(-1 <= x <= 1 for x in found.values()) and found['before'] != found['after']
+    for stem in ('model.safetensors', 'flow/campplus.safetensors'):
+        assert (out / stem).read_bytes() == (codec / stem).read_bytes()
+    for open_network in (codec_directory.open_flow, codec_directory.open_hift):
+        (config, old), (same, new) = open_network(codec), open_network(out)
+        assert config == same
+        moved = max(
+            float(np.abs(a - b).max())
+            for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+        )
+        assert 0 < moved < 0.01, moved  # two steps of Adam, each at most about 1e-3
