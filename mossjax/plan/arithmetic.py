@@ -10,8 +10,8 @@ from mossjax.models.lm import flops
 from mossjax.models.lm.config import LMConfig
 from mossjax.parallel.chips import CHIPS
 
-# Of a step that computes nothing twice, by estimate; v5p's is on record
-# (`experiments/benchmarks/step.json`), the others' are not.
+# Of a step that computes nothing twice, by estimate; v5p's and v6e's follow the record
+# (`experiments/benchmarks/step.json`), v5e's does not.
 EFFICIENCY = {'v5p': 0.83, 'v5e': 0.72, 'v6e': 0.58}
 SLACK = 1.2  # what is larger than this times the memory of a chip is not compiled
 _HALF, _FULL = 2, 4  # bytes of bfloat16 and float32
