@@ -14,7 +14,8 @@ rounds' ratios. Seconds are medians too. Float32 throughout.
               5 minutes; no torch side
   nano        the same with the shipped nano decoder and a vocoder of its size
 
-Fails where a part is slower than its gate, or a late chunk dearer than an early one.
+The load average is that of the minute before a part began. Fails where a part is slower than its
+gate, or a late chunk dearer than an early one.
 """
 
 import os
@@ -58,12 +59,12 @@ def main(argv: list[str]) -> None:
         sys.exit('--out FILE.json is missing')
     old = record.read(options.out).get('parts', {})
     found = {}
-    for part in options.parts or [*BOTH, *ALONE]:
-        found[part] = measure(part, options.torch, options.rounds)
-        logging.info('%s: %s', part, found[part])
     command = 'JAX_PLATFORMS=cpu python -m experiments.benchmarks.codec'
-    load = {'threads': 2, 'rounds': options.rounds, 'load_average': round(os.getloadavg()[0], 1)}
-    record.write(options.out, command, {**load, 'parts': old | found})
+    for part in options.parts or [*BOTH, *ALONE]:
+        load = {'rounds': options.rounds, 'load_average': round(os.getloadavg()[0], 1)}
+        found[part] = {**measure(part, options.torch, options.rounds), **load}
+        logging.info('%s: %s', part, found[part])
+        record.write(options.out, command, {'threads': 2, 'parts': old | found})
     missed = [
         f'{part}: {found[part]["ratio"][part]} of torch\'s time, the gate is {gate}'
         for part, gate in GATES.items()
