@@ -121,12 +121,14 @@ def read_meta(directory: epath.Path, step: int) -> dict:
     """The JSON item of a step.
 
     Raises:
-      InputError: it is not there, or it is that of another step.
+      InputError: it is not there, it is that of another step, or no list of trees is in it.
     """
     name = f'{META}/metadata'
     meta = _json(directory / str(step) / name, name)
     if meta.get('step') != step:
         raise InputError(f'{name} is of step {values.shown(meta.get("step"))}')
+    if not isinstance(empty := meta.get('empty', []), list):
+        raise InputError(f'{name} says that {values.shown(empty)} is empty')
     return meta
 
 

@@ -1,5 +1,6 @@
 """Checkpoints whose files were lost, cut or renamed: read right, refused, or an older one taken."""
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -97,6 +98,13 @@ def test_any_file_of_the_newest_step_damaged(damage, written, tmp_path):
     # Commit marks are not needed; shardings neither, but they are read where they are.
     assert outcomes['_CHECKPOINT_METADATA'] == outcomes['params/commit_success.txt'] == 4
     assert outcomes['params/_sharding'] == (4 if damage is unlink else 2)
+
+
+@pytest.mark.parametrize('empty', [1, None, 'params', {'params': 1}])
+def test_a_meta_that_names_no_trees(empty, directory):
+    path = directory / '4/meta/metadata'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'empty': empty}))
+    assert restore(directory, like())[1]['step'] == 2
 
 
 @pytest.mark.parametrize('name', [

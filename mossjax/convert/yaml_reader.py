@@ -94,6 +94,8 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         kind = node.tag.removeprefix(_STANDARD)
+        if kind in ('merge', 'value'):  # '<<' and '=' where a value is due
+            raise ValueError(f'{node.value} stands for nothing here')
         if kind not in ('null', 'bool', 'int', 'float'):
             return node.value  # text, dates, and what follows a tag of its own
         try:

@@ -76,6 +76,8 @@ REFUSED = {
     'no bool': ('a: !!bool maybe', "'maybe' is no bool"),
     'no int': ('a: !!int x', 'not readable'),
     'nothing': ('a: !!int ""', "'' is no int"),
+    'a merge as value': ('a: <<', '<< stands for nothing'),
+    'a default as value': ('a: [1, =]', '= stands for nothing'),
     'two documents': ('a: 1\n---\nb: 2', 'expected a single document'),
     'open': ('a: [1, 2', 'not readable as YAML'),
     'no anchor': ('a: *b', 'undefined alias'),
