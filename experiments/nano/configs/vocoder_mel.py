@@ -9,7 +9,7 @@ SCALES = ((1920, 480, 80), (512, 128, 40), (128, 32, 12))
 def get_config():
     config = defaults()
     config.task = 'vocoder'
-    config.steps = 1500
+    config.steps = 4000
     config.log_every = 50
     config.save_every = 500
     config.keep = 1
@@ -23,8 +23,8 @@ def get_config():
     config.data.frames = 20
     config.data.rows = 8
     config.loss.update(adversarial=0.0, feature=0.0, scales=SCALES)
-    config.optim.peak_lr = 2e-3
-    config.optim.final_lr = 5e-4
+    config.optim.peak_lr = 1e-3
+    config.optim.final_lr = 4e-4
     config.optim.b1, config.optim.b2 = 0.8, 0.99
     config.optim.weight_decay = 0.0
     config.optim.clip_norm = 100.0
