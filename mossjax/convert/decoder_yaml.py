@@ -6,7 +6,7 @@ a product) is looked up.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import operator
 from pathlib import Path
 import re
@@ -40,20 +40,27 @@ def _tagged(tag: str, value: Any) -> Any:
     return Ref(value) if tag == '!ref' and isinstance(value, str) else value
 
 
-def flatten(tree: Mapping, where: str, prefix: str = '') -> dict[str, object]:
+def flatten(
+    tree: Mapping, where: str, leaves: Collection[str] = (), prefix: str = ''
+) -> dict[str, object]:
     """Nested mappings to {dotted key: value}.
 
     Args:
       where: file and entry, for the message.
+      leaves: dotted keys that hold a value.
 
     Raises:
-      InputError: a key is given twice.
+      InputError: a key is given twice, or one of `leaves` has keys below it.
     """
     flat = {}
     for key, value in tree.items():
         # omegaconf's dictionary wraps its entries in one more level.
         name = prefix.rstrip('.') if key == 'content' else f'{prefix}{key}'
-        inside = flatten(value, where, f'{name}.') if isinstance(value, Mapping) else {name: value}
+        inside = {name: value}
+        if isinstance(value, Mapping):
+            if name in leaves:
+                raise InputError(f'{where}.{name} has keys below it where a value is due')
+            inside = flatten(value, where, leaves, f'{name}.')
         if twice := sorted(set(inside) & set(flat)):
             raise InputError(f'{where}.{twice[0]} is given twice; keep one')
         flat.update(inside)

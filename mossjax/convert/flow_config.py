@@ -90,7 +90,8 @@ def read_config(path: str | Path) -> FlowConfig:
     root, where = read_root(path), paths.printable(path)
     if not isinstance(root.get(ENTRY), Mapping):
         raise InputError(f"{where}: no mapping 'flow'; is this the decoder's flow/config.yaml?")
-    return _from_flat(flatten(root[ENTRY], f'{where}: {ENTRY}'), root, where)
+    leaves = {*_KEYS.values(), *_fixed(FlowConfig()), *_passed_over(FlowConfig())}
+    return _from_flat(flatten(root[ENTRY], f'{where}: {ENTRY}', leaves), root, where)
 
 
 def _from_flat(flat: dict[str, object], root: Mapping, where: str) -> FlowConfig:

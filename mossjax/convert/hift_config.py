@@ -61,7 +61,8 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> HiftConfig:
     if not isinstance(root.get(ENTRY), Mapping):
         return of_tensors(shapes)
     references = References(root, str(path))
-    flat = flatten(root[ENTRY], f'{path}: {ENTRY}')
+    leaves = {*_KEYS.values(), *_fixed(HiftConfig())}
+    flat = flatten(root[ENTRY], f'{path}: {ENTRY}', leaves)
     flat = {key: references.resolve(value) for key, value in flat.items()}
     fields = {f.name: f for f in dataclasses.fields(HiftConfig)}
     values = {

@@ -89,6 +89,7 @@ def test_without_an_entry_widths_are_those_of_the_weights(codec):
     [
         (('sample_rate: 24000', 'sample_rate: 22050'), 'sampling_rate is 22050; .* only 24000'),
         (('[8, 5, 3]', '[8, 5, 4]'), 'make 640 samples of a mel frame, which has 480'),
+        (('[8, 5, 3]', '{a: [8, 5, 3]}'), 'upsample_rates has keys below it'),
         (('[8, 5, 3]', '[8, 5, x]'), "upsample_rates is 'x', expected a whole number"),
         (('[16, 11, 7]', '[16, 11, 8]'), 'kernel 8 cannot upsample by 3'),
         (('[16, 11, 7]', '16'), 'upsample_kernel_sizes is 16, expected a list'),
