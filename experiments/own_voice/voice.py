@@ -16,6 +16,7 @@ from pathlib import Path
 import shutil
 
 from absl import flags
+import jax
 import numpy as np
 
 from experiments.nano.script import start
@@ -89,7 +90,7 @@ def flow_config(workdir: Path, codec: str, training: Training):
     config.model.update(dataclasses.asdict(model))
     config.data.codes = str(workdir / 'codes.jsonl')
     config.data.seconds = 32.0
-    config.data.rows_multiple = 1
+    config.data.rows_multiple = jax.device_count()
     config.data.undisturbed = 0.5
     config.data.prompts = 0.5
     config.loss.chunk = 5
@@ -106,7 +107,7 @@ def vocoder_config(workdir: Path, codec: str, training: Training):
     config.model.update(dataclasses.asdict(model))
     config.data.f0 = str(workdir / 'f0.jsonl')
     config.data.frames = 24
-    config.data.rows = 8
+    config.data.rows = -(-8 // jax.device_count()) * jax.device_count()
     share, whole = model.channels / HiftConfig().channels, DiscriminatorConfig()
     config.loss.discriminators = {
         'period_channels': tuple(max(1, round(c * share)) for c in whole.period_channels),
@@ -155,7 +156,8 @@ def likeness(codec: str, judge: SpeakerEncoder, recordings: Sequence[Recording])
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1))
 
 
 def teach(folder: str, codec: str, workdir: Path, out: Path, training: Training) -> dict:

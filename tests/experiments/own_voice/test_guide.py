@@ -19,8 +19,9 @@ GUIDE = (ROOT / 'experiments' / 'own_voice' / 'README.md').read_text()
 
 def commands() -> list[str]:
     """The lines of the guide's plain code blocks that are commands, continuations joined."""
-    blocks = re.findall(r'^```\n(.*?)^```$', GUIDE, re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace('\\\n', '').splitlines()]
+    blocks = re.findall(r'^```(\w*)\n(.*?)^```$', GUIDE, re.DOTALL | re.MULTILINE)
+    plain = [block for language, block in blocks if not language]
+    lines = [line for block in plain for line in block.replace('\\\n', '').splitlines()]
     return [line for line in lines if not re.match(r'00\d\.', line)]
 
 

@@ -1,12 +1,10 @@
-"""A voice of one's own by one command: what it takes, what it refuses, and a run of a few steps."""
+"""A voice of one's own by one command: what it takes and what it refuses."""
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 
 from experiments.own_voice import voice
-from mossjax.convert import codec_directory
 from mossjax.errors import InputError
 from tests import tiny_codec
 
@@ -52,23 +50,3 @@ def test_what_is_missing_is_refused_before_anything_is_written(tmp_path, golden)
     with pytest.raises(InputError, match='exists; remove it'):
         voice.teach(few, str(codec), tmp_path / 'work', codec, training)
     assert not (tmp_path / 'work').exists()
-
-
-@pytest.mark.slow
-def test_both_networks_go_on_and_the_rest_stays(tmp_path, golden):
-    codec = tiny_codec.write(tmp_path / 'codec', golden)
-    out = tmp_path / 'out'
-    found = voice.teach(
-        folder(tmp_path / 'a', 6), str(codec), tmp_path / 'work', out, voice.Training(2, 1e-3)
-    )
-    assert all(-1 <= x <= 1 for x in found.values()) and found['before'] != found['after']
-    for stem in ('model.safetensors', 'flow/campplus.safetensors'):
-        assert (out / stem).read_bytes() == (codec / stem).read_bytes()
-    for open_network in (codec_directory.open_flow, codec_directory.open_hift):
-        (config, old), (same, new) = open_network(codec), open_network(out)
-        assert config == same
-        moved = max(
-            float(np.abs(a - b).max())
-            for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
-        )
-        assert 0 < moved < 0.01, moved  # two steps of Adam, each at most about 1e-3
