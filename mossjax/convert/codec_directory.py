@@ -22,7 +22,7 @@ from mossjax.convert import (
     rules,
     weight_files,
 )
-from mossjax.convert.source import CODEC, DECODER, TOKENIZER, Source, Without
+from mossjax.convert.source import CODEC, DECODER, TOKENIZER, Source, without
 from mossjax.errors import InputError
 from mossjax.models.flow.config import FlowConfig
 from mossjax.models.speaker.config import CamppConfig
@@ -169,7 +169,7 @@ def _tokenizer(source: Source) -> codec_tokenizer.Opened:
         raise _missing(source.path, 'speech tokenizer')
     name = next(rule.name for rule in source.kind.rules if rule.path == 'codebook')
     return codec_tokenizer.Opened(
-        source.kind.config, Without(source.tensors, f'{DECODER}/'),
+        source.kind.config, without(source.tensors, f'{DECODER}/'),
         name.removesuffix('codebook.weight'), str(source.path),
     )
 

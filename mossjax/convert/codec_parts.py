@@ -20,7 +20,7 @@ from mossjax.convert import codec_flow, codec_speaker, codec_vocoder, rules
 from mossjax.convert.campp_rules import campp_rules
 from mossjax.convert.flow_rules import flow_rules
 from mossjax.convert.hift_rules import hift_rules
-from mossjax.convert.source import CODEC, DECODER, Kind, Networks, Prefixed
+from mossjax.convert.source import CODEC, DECODER, Kind, Networks
 from mossjax.convert.weight_files import Tensors
 from mossjax.models.flow.config import FlowConfig
 from mossjax.models.speaker.config import CamppConfig
@@ -133,8 +133,3 @@ def codec(tokenizer: Kind | None, parts: Sequence[Part]) -> Kind:
         CODEC, table, networks, str, tokenizer.configs if tokenizer else {},
         tokenizer.config if tokenizer else None, tuple(parts),
     )
-
-
-def prefixed(parts: Sequence[tuple[Part, Tensors]]) -> list[Prefixed]:
-    """Tensors under the names that the rules of `codec` have for them."""
-    return [Prefixed(tensors, part.front) for part, tensors in parts]

@@ -38,6 +38,7 @@ from mossjax.convert.source import (
     Together,
     language_model,
     listing,
+    prefixed,
     speech_tokenizer,
 )
 from mossjax.convert.weight_files import Tensors, open_tensors
@@ -153,7 +154,7 @@ def _with_decoder(tokenizer: Source | None, path: Path, parts: list) -> Source:
     inside = codec_folder.files(path, [*(file for file in files if file not in graphs), *stale])
     return dataclasses.replace(
         source, kind=kind,
-        tensors=Together((source.tensors, *codec_parts.prefixed(parts))),
+        tensors=Together((source.tensors, *(prefixed(x, part.front) for part, x in parts))),
         weights=(*source.weights, *files),
         files=(*(name for name in source.files if name != DECODER), *inside),
         left=(*source.left, *(name for name in sorted(stale) if (path / name).is_file())),

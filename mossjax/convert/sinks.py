@@ -16,7 +16,7 @@ import numpy as np
 from mossjax.convert import campp_onnx, certificate, torch_writer
 from mossjax.convert.codec_parts import ONNX, SAFETENSORS, TORCH, Part
 from mossjax.convert.safetensors_writer import ShardWriter
-from mossjax.convert.source import Kind, Prefixed, Together
+from mossjax.convert.source import Kind, Together, prefixed
 from mossjax.convert.torch_reader import TorchReader
 from mossjax.convert.weight_files import Tensors
 from mossjax.errors import InputError
@@ -91,7 +91,7 @@ def hugging_face(
         dtypes = {name: tensors.dtypes[full] for name, full in own.items()}
         file = _file(part, bare, dtypes, directory, graph)
         files.append(file)
-        sinks.append(Prefixed(file, part.front))
+        sinks.append(prefixed(file, part.front))
     if shapes:
         dtypes = {name: tensors.dtypes[name] for name in shapes}
         files.append(ShardWriter(directory, shapes, dtypes, kind.order, shard_bytes))

@@ -49,47 +49,39 @@ class Together:
 
 
 @dataclasses.dataclass(frozen=True)
-class Without:
-    """Tensors whose names do not begin so."""
+class Renamed:
+    """Tensors of another place, some or all, under names of their own.
+
+    Attributes:
+      names: name here -> name there.
+    """
 
     tensors: Tensors
-    front: str
+    names: Mapping[str, str]
 
     @functools.cached_property
     def shapes(self) -> dict:
-        return self._kept(self.tensors.shapes)
+        return {name: self.tensors.shapes[there] for name, there in self.names.items()}
 
     @functools.cached_property
     def dtypes(self) -> dict:
-        return self._kept(self.tensors.dtypes)
+        return {name: self.tensors.dtypes[there] for name, there in self.names.items()}
 
     def read(self, name: str) -> np.ndarray:
-        return self.tensors.read(name)
-
-    def _kept(self, by_name: Mapping) -> dict:
-        return {name: x for name, x in by_name.items() if not name.startswith(self.front)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Prefixed:
-    """Tensors with something in front of their names."""
-
-    tensors: Tensors
-    front: str
-
-    @functools.cached_property
-    def shapes(self) -> dict:
-        return {self.front + name: shape for name, shape in self.tensors.shapes.items()}
-
-    @functools.cached_property
-    def dtypes(self) -> dict:
-        return {self.front + name: dtype for name, dtype in self.tensors.dtypes.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self.tensors.read(name.removeprefix(self.front))
+        return self.tensors.read(self.names[name])
 
     def write(self, name: str, tensor: np.ndarray) -> None:
-        self.tensors.write(name.removeprefix(self.front), tensor)
+        self.tensors.write(self.names[name], tensor)
+
+
+def prefixed(tensors: Tensors, front: str) -> Renamed:
+    """With something in front of their names."""
+    return Renamed(tensors, {front + name: name for name in tensors.shapes})
+
+
+def without(tensors: Tensors, front: str) -> Renamed:
+    """Those whose names do not begin so."""
+    return Renamed(tensors, {n: n for n in tensors.shapes if not n.startswith(front)})
 
 
 @dataclasses.dataclass(frozen=True)

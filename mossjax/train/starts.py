@@ -48,13 +48,19 @@ def from_workdir(workdir: str) -> Start | None:
     """Parameters of the last checkpoint of another run, as it is now; fresh ones for ''."""
     if not workdir:
         return None
-    saved = as_path(workdir) / CHECKPOINTS
-    if not saved.is_dir():
+    saved = _checkpoints(workdir)
+    if saved is None:
         raise InputError(
             f'init_from: {workdir} is no workdir of a run (it has no checkpoints in it); give the '
             '--workdir of that run'
         )
     return _parameters(saved, checkpoint.find_step(saved))
+
+
+def _checkpoints(directory: str):
+    """The checkpoints of a run's workdir; None where there are none."""
+    saved = as_path(directory) / CHECKPOINTS
+    return saved if saved.is_dir() else None
 
 
 def _parameters(saved, step: int) -> Start:
@@ -76,9 +82,7 @@ def tokenizer(
     """
     if not directory:
         return None, None
-    path = as_path(directory)
-    saved = path / CHECKPOINTS
-    if saved.is_dir():
+    if saved := _checkpoints(directory):
         step = checkpoint.find_step(saved, items=('params', 'extra'))
         return _parameters(saved, step), _codebook(saved, step)
     path = _here(directory)
@@ -113,7 +117,7 @@ def decoder(directory: str) -> Start | None:
     Raises:
       InputError: the directory is neither.
     """
-    if not directory or (as_path(directory) / CHECKPOINTS).is_dir():
+    if not directory or _checkpoints(directory):
         return from_workdir(directory)
     _, params = codec_directory.open_flow(str(_here(directory)))
     return lambda _: params
@@ -132,8 +136,7 @@ def vocoder(directory: str, network) -> Start | None:
     """
     if not directory:
         return None
-    saved = as_path(directory) / CHECKPOINTS
-    if saved.is_dir():
+    if saved := _checkpoints(directory):
         step = checkpoint.find_step(saved)
         has = checkpoint.read_shapes(saved, step)
         return lambda abstract: _fresh(network, abstract, has) | _parameters(saved, step)(
@@ -155,8 +158,7 @@ def speaker(directory: str, network: Network) -> Start | None:
     """
     if not directory:
         return None
-    saved = as_path(directory) / CHECKPOINTS
-    if saved.is_dir():
+    if saved := _checkpoints(directory):
         step = checkpoint.find_step(saved, items=('params', 'extra'))
         return lambda abstract: _averaged(saved, step, abstract)
     _, params = codec_directory.open_campp(str(_here(directory)))
@@ -191,7 +193,7 @@ def language_model(directory: str, config: LMConfig, network: Network, seed: int
     if not directory:
         return None
     path = as_path(directory)
-    if (path / CHECKPOINTS).is_dir():
+    if _checkpoints(directory):
         return from_workdir(directory)
     if in_bucket(directory):  # not copied before everything else is known to be good
         return lambda abstract: language_model(
