@@ -69,8 +69,11 @@ def spoken(folder: str) -> tuple[list[Recording], list[Recording]]:
             f'{folder} has {len(found)} recordings of the voice; {FEWEST} are the fewest, some '
             'minutes of speech are better'
         )
-    kept = found[::KEPT] if len(found) > KEPT else found[:2]
-    return [r for r in found if r not in kept], kept
+    back = set(range(0, len(found), KEPT) if len(found) > KEPT else (0, 1))
+    return (
+        [r for i, r in enumerate(found) if i not in back],
+        [r for i, r in enumerate(found) if i in back],
+    )
 
 
 def prepare(workdir: Path, recordings: Sequence[Recording], codec: str) -> None:
@@ -175,9 +178,10 @@ def teach(folder: str, codec: str, workdir: Path, out: Path, training: Training)
             'voices are; convert a speaker run into it (experiments/codec_24k/speaker.py)'
         )
     learnt, kept = spoken(folder)
-    prepare(workdir, learnt, codec)
     judge = SpeakerEncoder(*codec_directory.open_campp(codec))
-    made = train(workdir, codec, flow_config(workdir, codec, training))
+    flow = flow_config(workdir, codec, training)
+    prepare(workdir, learnt, codec)
+    made = train(workdir, codec, flow)
     if codec_directory.has(codec, codec_vocoder.STEM):
         made = train(workdir, str(made), vocoder_config(workdir, codec, training))
     found = {'before': likeness(codec, judge, kept), 'after': likeness(str(made), judge, kept)}

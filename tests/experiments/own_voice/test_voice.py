@@ -44,6 +44,11 @@ def test_what_is_missing_is_refused_before_anything_is_written(tmp_path, golden)
     few = folder(tmp_path / 'few', 3)
     with pytest.raises(InputError, match='has 3 recordings of the voice; 4 are the fewest'):
         voice.teach(few, str(codec), tmp_path / 'work', tmp_path / 'out', training)
+    (codec / 'flow' / 'flow.safetensors').rename(tmp_path / 'flow')
+    with pytest.raises(InputError, match='flow'):
+        voice.teach(
+            folder(tmp_path / 'some', 4), str(codec), tmp_path / 'work', tmp_path / 'out', training
+        )
     (codec / 'flow' / 'campplus.safetensors').unlink()
     with pytest.raises(InputError, match='has no flow/campplus'):
         voice.teach(few, str(codec), tmp_path / 'work', tmp_path / 'out', training)
