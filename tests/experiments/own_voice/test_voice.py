@@ -45,7 +45,7 @@ def test_what_is_missing_is_refused_before_anything_is_written(tmp_path, golden)
     with pytest.raises(InputError, match='has 3 recordings of the voice; 4 are the fewest'):
         voice.teach(few, str(codec), tmp_path / 'work', tmp_path / 'out', training)
     (codec / 'flow' / 'flow.safetensors').rename(tmp_path / 'flow')
-    with pytest.raises(InputError, match='flow'):
+    with pytest.raises(InputError, match='neither flow.safetensors nor flow.pt'):
         voice.teach(
             folder(tmp_path / 'some', 4), str(codec), tmp_path / 'work', tmp_path / 'out', training
         )
