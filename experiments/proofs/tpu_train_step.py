@@ -15,6 +15,7 @@ files stay, from which step times are estimated (`experiments.benchmarks.step`).
 import dataclasses
 import importlib.metadata
 import math
+import resource
 import sys
 from typing import NamedTuple
 
@@ -109,7 +110,10 @@ def prove(case: Case, dump: str | None) -> dict:
     program = lowered(case, mesh)
     digest = plan.program_hash(program)
     logging.info('%s: program %s, compiling', case, digest[:12])
+    before = resource.getrusage(resource.RUSAGE_SELF)
     memory, seconds = plan.compile_for(program, case.topology, dump=dump)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         **case._asdict(),
         'program_sha256': digest,
@@ -117,6 +121,8 @@ def prove(case: Case, dump: str | None) -> dict:
         'bytes_per_chip': dataclasses.asdict(memory),
         'gib_per_chip': round(memory.peak / 2**30, 2),
         'compile_wall_seconds': round(seconds),
+        'compile_cpu_minutes': round(spent / 60, 1),
+        'process_peak_gib': round(after.ru_maxrss / 2**20, 1),  # of the cases before it, too
         'compiler_options': options.options(case.generation, options.TRAIN),
         'libtpu': importlib.metadata.version('libtpu'),
         'jax': jax.__version__,
