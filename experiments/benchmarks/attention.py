@@ -49,7 +49,7 @@ FORWARD_CHOICES = {'strip': (256, 512, 1024), 'rows': (256, 512)}
 BACKWARD_CHOICES = {
     'strip': (512, 1024),
     'order': tuple(
-        first + rest
+        (*first, 'd_scores', *rest)
         for first in (('scores', 'd_weights'), ('d_weights', 'scores'))
         for rest in itertools.permutations(('dv', 'dk', 'dq'))
     ),

@@ -225,38 +225,40 @@ class _State:
         log_sums, products = self.log_sums[:, own], self.products[:, own]
         for row in range(0, self.fit.keys, self.fit.rows):
             here, at = slice(row, row + self.fit.rows), pl.ds(begin + row, self.fit.rows)
-            product = {
-                'scores': lambda at=at: tile.dot(self.k[at], self.queries[own], tile.ROWS_BY_ROWS),
-                'd_weights': lambda at=at: tile.dot(
-                    self.v[at], self.d_outs[own], tile.ROWS_BY_ROWS
-                ),
-            }
-            made = {name: product[name]() for name in self.order if name in product}
-            scores, d_weights = made['scores'], made['d_weights']
-            scores = tile.by_sublane(scores * self.scale)
-            if masked:
-                scores = self.sights.hide(scores, strip, begin, row, self.first + begin)
-            weights = jnp.exp2(scores - log_sums)
-            d_scores = weights * (tile.by_sublane(d_weights) - products)
-            self.weights[slot, here] = tile.flat(weights).astype(self.weights.dtype)
-            self.d_scores[slot, here] = tile.flat(d_scores).astype(self.weights.dtype)
-            yield
+            sides = {'scores': (self.k, self.queries), 'd_weights': (self.v, self.d_outs)}
+            made = {}
+            for name in self.order:
+                if name in sides:
+                    keys, columns = sides[name]
+                    made[name] = tile.dot(keys[at], columns[own], tile.ROWS_BY_ROWS)
+                elif name == 'd_scores':
+                    scores = tile.by_sublane(made['scores'] * self.scale)
+                    if masked:
+                        scores = self.sights.hide(scores, strip, begin, row, self.first + begin)
+                    weights = jnp.exp2(scores - log_sums)
+                    d_scores = weights * (tile.by_sublane(made['d_weights']) - products)
+                    self.weights[slot, here] = tile.flat(weights).astype(self.weights.dtype)
+                    self.d_scores[slot, here] = tile.flat(d_scores).astype(self.weights.dtype)
+                yield
 
     def gather(self, strip: int, begin) -> tile.Pieces:
         """What the strip adds to dv, dk and dq."""
         slot, own = strip % 2, tile.strip_columns(self.fit, strip)
-        dq_t = self.dq_t[:, own]
+        dq_t = None
         for row in range(0, self.fit.keys, self.fit.rows):
-            here, at = slice(row, row + self.fit.rows), pl.ds(begin + row, self.fit.rows)
-            weights, d_scores = self.weights[slot, here], self.d_scores[slot, here]
+            here, at = slice(row, row + self.fit.rows), None
             for name in self.order:
+                if name in ('dv', 'dk', 'dq') and at is None:  # read where it is first used
+                    dq_t = self.dq_t[:, own] if dq_t is None else dq_t
+                    at = pl.ds(begin + row, self.fit.rows)
+                    weights, d_scores = self.weights[slot, here], self.d_scores[slot, here]
                 if name == 'dq':
                     dq_t += tile.dot(self.keys_t[:, at], d_scores)
                 elif name == 'dv':
                     self._add(self.dv, at, own, weights, self.d_outs, self.d_outs_t)
                 elif name == 'dk':
                     self._add(self.dk, at, own, d_scores, self.queries, self.queries_t)
-            yield
+                yield
         self.dq_t[:, own] = dq_t
 
     def _add(self, sums, at, own: slice, factor: jax.Array, rows, rows_t) -> None:

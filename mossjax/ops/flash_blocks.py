@@ -25,7 +25,8 @@ class Blocks:
       resident: keys of a key-value head that VMEM holds at once.
       outer: backward only: dK^T and dV^T are accumulated, [head size, keys], which fills a matrix
         unit 256 wide; one of 128 is as full either way, and loads fewer weights without.
-      order: backward only: in which order the code names the five products. The compiler's
+      order: backward only: in which order the code names the five products, of them scores and
+        d_weights those of the next strip, and what is made of these two, d_scores. The compiler's
         schedule keeps near to it.
       vmem: bytes the kernel may ask for.
     """
@@ -36,7 +37,7 @@ class Blocks:
     rows: int = 512
     resident: int = 16384
     outer: bool = True
-    order: tuple[str, ...] = ('scores', 'd_weights', 'dv', 'dk', 'dq')
+    order: tuple[str, ...] = ('scores', 'd_weights', 'd_scores', 'dv', 'dk', 'dq')
     vmem: int = 100 * MIB
 
     def fit(self, group: int, t: int, s: int) -> 'Fit':
@@ -115,10 +116,11 @@ FORWARD = {
 BACKWARD = {
     'v4': Blocks(columns=1024, resident=2048, outer=False, vmem=16 * MIB),
     'v5e': Blocks(
-        strip=1024, outer=False, order=('d_weights', 'scores', 'dk', 'dq', 'dv'),
+        strip=1024, outer=False, order=('d_weights', 'scores', 'd_scores', 'dk', 'dq', 'dv'),
     ),
     'v5p': Blocks(
-        strip=1024, outer=False, order=('d_weights', 'scores', 'dq', 'dv', 'dk'), vmem=60 * MIB,
+        strip=1024, outer=False, order=('d_weights', 'dk', 'scores', 'dq', 'd_scores', 'dv'),
+        vmem=60 * MIB,
     ),
     'v6e': Blocks(rows=256),
     'tpu7x': Blocks(rows=256, vmem=60 * MIB),

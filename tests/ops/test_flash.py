@@ -14,13 +14,15 @@ from mossjax.nn import flash as nn_flash
 from mossjax.nn.shard import sharding_scope
 from mossjax.ops import flash, flash_forward, flash_mask
 from mossjax.ops.attention import Mask
-from mossjax.ops.flash_blocks import Blocks
+from mossjax.ops.flash_blocks import BACKWARD, Blocks
 from mossjax.parallel import rules
 from mossjax.parallel.mesh import MeshConfig, make_mesh
 
 SMALL = Blocks(columns=256, strip=512, keys=128, rows=128)
 IN_PARTS = Blocks(columns=256, strip=512, keys=128, rows=128, resident=128, outer=False)
-IN_PIECES = Blocks(columns=256, strip=512, keys=256, rows=128, outer=False)
+IN_PIECES = Blocks(
+    columns=256, strip=512, keys=256, rows=128, outer=False, order=BACKWARD['v5p'].order
+)
 LARGEST = {'float32': 1e-5, 'bfloat16': 5e-3}  # of ||difference|| / ||reference||
 
 
@@ -233,6 +235,16 @@ def test_on_a_mesh_equals_one_device(rng):
     assert not out.sharding.is_fully_replicated
     want = exact(q, k, v, q, np.asarray(mask.visible(128, 128)))[0]
     assert max(off([out], [want])) <= LARGEST['float32']
+
+
+def test_heads_that_the_mesh_does_not_divide_are_refused_with_both_numbers(rng):
+    q, k, v, _ = inputs(rng, b=2, t=128, s=128)  # two key-value heads
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    with (
+        sharding_scope(mesh, rules.resolver(rules.preset('fsdp_tensor'))),
+        pytest.raises(InputError, match='2 key-value heads, which 4 devices .* a divisor of 2'),
+    ):
+        nn_flash.interpreted(q, k, v, Mask(causal=True))
 
 
 @pytest.mark.parametrize(
