@@ -1,7 +1,8 @@
 """How fast dialogues go: decoding beside Transformers, lanes beside one another, the first sound.
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.talk \
-        --out experiments/benchmarks/talk.json [--torch PYTHON] [--parts qwen,lanes,dialogue]
+        --out experiments/benchmarks/talk.json [--torch PYTHON] [--parts qwen,lanes,dialogue] \
+        [--before TREE]
 
 Each part runs in processes of its own with two threads. Where there are two sides they take turns,
 so that what else runs on the machine slows both: a ratio is the median of the rounds' ratios.
@@ -9,7 +10,9 @@ so that what else runs on the machine slows both: a ratio is the median of the r
   qwen      a Qwen3 of 50 M parameters in float32, random weights, 256 rows read and 64 spoken,
             greedy: this engine / Transformers' `generate` under torch, in PYTHON (this one by
             default); ratios are of rows a second
-  lanes     one step of the shipped nano model with 16 lanes / with one
+  lanes     one step of the shipped nano model with 16 lanes / with one; if TREE is a checkout of
+            an earlier version (`git worktree add TREE COMMIT`) also / one row of that version,
+            which is what the gate is about
   dialogue  the shipped nano model asked aloud, its own codec with a random vocoder behind it
             (none ships with it; the time does not depend on the weights), a voice prompt of 2 s:
             from the last samples of the question to the first of the answer, by parts, and seconds
@@ -19,6 +22,7 @@ so that what else runs on the machine slows both: a ratio is the median of the r
 import os
 from pathlib import Path
 import statistics
+import subprocess
 import sys
 
 from absl import app, flags, logging
@@ -27,41 +31,56 @@ from experiments.benchmarks.sides import ROOT, in_turns, medians
 from experiments.proofs import record
 
 TORCH = ROOT / 'tests' / 'torch_qwen3.py'
+BEFORE = ROOT / 'experiments' / 'benchmarks' / 'talk_before.py'
 PARTS = ('qwen', 'lanes', 'dialogue')
 WHOLE = ('first_sound', 'real_time_factor')  # of a dialogue
 # name: (part, least or most, value)
 GATES = {
     'decode': ('qwen', 'least', 2.5), 'prefill': ('qwen', 'least', 2.0),
-    'lanes': ('lanes', 'most', 4.0), 'first_sound': ('dialogue', 'most', 0.15),
+    'lanes_before': ('lanes', 'most', 4.0), 'first_sound': ('dialogue', 'most', 0.15),
     'real_time_factor': ('dialogue', 'most', 0.2),
 }  # fmt: skip
 
 
-def commands(part: str, torch: str) -> list[list[str]]:
+def commands(part: str, torch: str, before: str | None) -> list[list[str]]:
     """What the sides of a part run."""
     own = [sys.executable, '-m', 'experiments.benchmarks.talk_work']
     if part == 'qwen':
         return [[*own, 'qwen'], [torch, str(TORCH)]]
     if part == 'lanes':
-        return [[*own, 'lanes', '16'], [*own, 'lanes', '1']]
+        sides = [[*own, 'lanes', '16'], [*own, 'lanes', '1']]
+        # Found before this version is: the path comes first.
+        earlier = ['env', f'PYTHONPATH={before}', sys.executable, str(BEFORE), 'step']
+        return [*sides, earlier] if before else sides
     return [[*own, part]]
 
 
-def measure(part: str, torch: str, rounds: int) -> dict:
+def measure(part: str, torch: str, before: str | None, rounds: int) -> dict:
     """Medians of the rounds: {'seconds': ..., 'beside': ..., ratios and figures by name}."""
-    taken = in_turns(commands(part, torch), rounds)
+    taken = in_turns(commands(part, torch, before), rounds)
     found = {'seconds': medians([sides[0] for sides in taken])}
     if len(taken[0]) == 1:
         return found | {name: found['seconds'][name] for name in WHOLE}
     found['beside'] = medians([sides[1] for sides in taken])
 
-    def ratio(name: str, turned: bool) -> float:
-        each = [own[name] / other[name] for own, other in taken]
+    def ratio(name: str, turned: bool, other: int = 1) -> float:
+        each = [sides[0][name] / sides[other][name] for sides in taken]
         return round(statistics.median([1 / x for x in each] if turned else each), 3)
 
     if part == 'qwen':
         return found | {name: ratio(name, True) for name in ('decode', 'prefill')}
-    return found | {'lanes': ratio('step', False)}
+    found |= {'lanes': ratio('step', False)}
+    if before:
+        found |= {
+            'before': medians([sides[2] for sides in taken]) | {'commit': _commit(before)},
+            'lanes_before': ratio('step', False, other=2),
+        }
+    return found
+
+
+def _commit(tree: str) -> str:
+    command = ['git', '-C', tree, 'rev-parse', 'HEAD']
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
 
 
 def missed(parts: dict) -> list[str]:
@@ -79,13 +98,16 @@ def main(argv: list[str]) -> None:
     options = flags.FLAGS
     if not options.out:
         sys.exit('--out FILE.json is missing')
+    if options.before and not (Path(options.before) / 'mossjax').is_dir():
+        sys.exit(f'--before: {options.before} is no checkout of this project')
     unknown = set(options.parts or ()) - set(PARTS)
     if unknown:
         sys.exit(f'--parts: {", ".join(sorted(unknown))} unknown; there are {", ".join(PARTS)}')
     found = {}
     for part in options.parts or PARTS:
         load = round(os.getloadavg()[0], 1)
-        found[part] = measure(part, options.torch, options.rounds) | {'load_average': load}
+        own = measure(part, options.torch, options.before, options.rounds)
+        found[part] = own | {'load_average': load}
         logging.info('%s: %s', part, found[part])
     parts = record.read(options.out).get('parts', {}) | found
     said = missed(found)
@@ -103,6 +125,7 @@ def main(argv: list[str]) -> None:
 if __name__ == '__main__':
     flags.DEFINE_string('out', None, 'JSON file; parts that are not measured again stay in it.')
     flags.DEFINE_string('torch', sys.executable, 'Interpreter that has torch and transformers.')
+    flags.DEFINE_string('before', None, 'Checkout of an earlier version, beside the lanes.')
     flags.DEFINE_integer('rounds', 20, 'Times each side runs.', lower_bound=1)
     flags.DEFINE_list('parts', None, f'Out of {", ".join(PARTS)}; all by default.')
     app.run(main)

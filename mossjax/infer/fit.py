@@ -17,6 +17,7 @@ from mossjax.infer import buckets, many_chips
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.matrices import layer_axes
 from mossjax.models.lm.model import network
+from mossjax.nn.flash_decode import in_kernel
 from mossjax.nn.param import Apart, Network
 from mossjax.ops.cached_attention import at_once, in_blocks
 from mossjax.ops.quant import Int8
@@ -24,6 +25,7 @@ from mossjax.parallel.chips import GIB
 
 BESIDE = 3 * 2**29  # bytes for the codec and what a step needs
 APART = 2**20  # bytes of a layer's largest matrix from which on a CPU holds layers apart
+RECALL = {'cpu': in_blocks, 'tpu': in_kernel}  # how a platform reads the cache, others at once
 FULL = 'RESOURCE_EXHAUSTED'  # how XLA's errors begin where memory was asked for in vain
 
 
@@ -127,10 +129,9 @@ class Held:
         return f'{said}; take a larger device' + (f', or {enough} of this kind' if enough else '')
 
 
-def lm(config: LMConfig) -> Network:
-    """The language model as the first device runs it best."""
-    on_cpu = jax.devices()[0].platform == 'cpu'
-    return network(config, recall=in_blocks if on_cpu else at_once)
+def lm(config: LMConfig, platform: str | None = None) -> Network:
+    """The language model as a platform runs it best, by default that of the first device."""
+    return network(config, recall=RECALL.get(platform or jax.devices()[0].platform, at_once))
 
 
 def placed(params: dict) -> dict:

@@ -4,9 +4,10 @@ The compiler notes on most operations of its final program how many cycles it ex
 what it schedules by. Here they are summed along the program: loops times their turns, of a
 conditional the way that is asked for. An operation never counts less than its bytes in HBM over
 the bandwidth. What has no note (sorts, scalars) counts nothing; stalls and the host do not either.
+Pallas kernels are charged what the caller says (`plan.kernels`): the compiler does not know them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _FREE = frozenset(
     ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'iota', 'after-all',
      'opt-barrier', 'copy-done', 'slice-done', 'async-done', 'async-update')
 )  # fmt: skip
+KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 class Program:
@@ -46,24 +48,33 @@ class Program:
                     for inner in operation.all_called(attribute):
                         yield from self.below(inner)
 
-    def seconds(self, name: str, chip: str, way: Callable[[Sequence[str]], int]) -> float:
+    def seconds(
+        self, name: str, chip: str, way: Callable[[Sequence[str]], int],
+        kernels: Mapping[str, float] | None = None,
+    ) -> float:  # fmt: skip
         """Of one execution of a computation.
 
         Args:
           chip: a key of `chips.CHIPS`.
           way: names of the computations of a conditional, in order -> index of the one taken.
+          kernels: part of a Pallas kernel's name -> cycles of one call.
+
+        Raises:
+          InputError: there is a Pallas kernel that `kernels` does not name.
         """
         clock, bandwidth = CHIPS[chip].clock, CHIPS[chip].bandwidth
         total = 0.0
         for operation in self.computations[name]:
             if operation.operation == 'while':
-                one = self.seconds(operation.called('body'), chip, way)
+                one = self.seconds(operation.called('body'), chip, way, kernels)
                 total += self.module.trips(operation) * one
             elif operation.operation == 'call':
-                total += self.seconds(operation.called('to_apply'), chip, way)
+                total += self.seconds(operation.called('to_apply'), chip, way, kernels)
             elif operation.operation == 'conditional':
                 ways = operation.all_called('branch_computations')
-                total += self.seconds(ways[way(ways)], chip, way)
+                total += self.seconds(ways[way(ways)], chip, way, kernels)
+            elif KERNEL in operation.text:
+                total += _of_kernel(operation, kernels or {}) / clock
             elif operation.operation not in _FREE:
                 noted = (operation.cycles or 0) / clock
                 total += max(noted, self.bytes(name, operation) / bandwidth)
@@ -118,6 +129,13 @@ def read(folder: str | Path) -> Program:
       InputError: it wrote none.
     """
     return Program(hlo.read(folder))
+
+
+def _of_kernel(call: Instruction, kernels: Mapping[str, float]) -> float:
+    for part, cycles in kernels.items():
+        if part in call.name:
+            return cycles
+    raise InputError(f'nothing is known of what the kernel {call.name} costs')
 
 
 def _in_vmem(shape: str) -> bool:

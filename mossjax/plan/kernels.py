@@ -9,7 +9,7 @@ bytes in HBM.
 from collections.abc import Callable, Mapping
 import functools
 
-from mossjax.ops import flash_mask
+from mossjax.ops import flash_decode, flash_mask
 from mossjax.ops.attention import Mask
 from mossjax.ops.flash_blocks import BACKWARD, FORWARD, LANES
 from mossjax.parallel.chips import CHIPS
@@ -34,6 +34,35 @@ BUNDLES: dict[str, dict[str, int]] = {
         'flash_backward_tile': 2303, 'norm_rope_forward': 852, 'norm_rope_backward': 1060,
     },
 }  # fmt: skip
+
+# Of the decoding kernel, for eight key-value heads of 128 in groups of four: a visit of a block of
+# slots, one that a lane's length cuts, and all else in the program, which begins and ends a lane;
+# `experiments/benchmarks/decode` reads them.
+DECODE: dict[str, dict[str, int]] = {
+    'v5e': {'whole': 710, 'cut': 909, 'rest': 504},
+    'v5p': {'whole': 717, 'cut': 912, 'rest': 605},
+    'v6e': {'whole': 709, 'cut': 836, 'rest': 525},
+}
+
+
+def decoding(
+    generation: str, lanes: int, length: int, kv_heads: int, h: int, itemsize: int
+) -> dict[str, float]:
+    """Cycles of a call of `ops.flash_decode` by its name, for `cycles.Program.seconds`.
+
+    Args:
+      generation: a key of DECODE. lanes, kv_heads: on one device. length: of every lane.
+    """
+    bundles, chip = DECODE[generation], CHIPS[generation]
+    whole, over = divmod(length, flash_decode.SLOTS)
+    # The rest is charged at every step of the grid, one of which may lie behind the length.
+    spent = whole * bundles['whole'] + bool(over) * bundles['cut'] + (whole + 2) * bundles['rest']
+    moved = 2 * lanes * kv_heads * length * h * itemsize
+    return {
+        'flash_decode': max(
+            lanes * spent * kv_heads / 8 / chip.cores, moved / chip.bandwidth * chip.clock
+        )
+    }
 
 
 def cycles(

@@ -1,16 +1,23 @@
-"""Attention over a cache against float64 numpy, in blocks and at once."""
+"""Attention over a cache against float64 numpy: in blocks, at once, and by the kernel for TPUs."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mossjax.nn.flash_decode import interpreted
+from mossjax.nn.shard import sharding_scope
 from mossjax.ops.cached_attention import at_once, in_blocks
 from mossjax.ops.quant import Int8, quantise_rows
+from mossjax.parallel import rules
+from mossjax.parallel.mesh import MeshConfig, make_mesh
 
-LANES, LAYERS, KV, GROUP, HEAD, SLOTS, NEW = 4, 3, 2, 2, 8, 300, 5
+LANES, LAYERS, KV, GROUP, HEAD, SLOTS, NEW = 4, 3, 2, 2, 128, 700, 5
 LAYER, FIRST = 1, 1
-LENGTHS = np.array([0, 290, 130], np.int32)  # of the lanes from FIRST on
+# Of the lanes from FIRST on. The kernel's blocks are of 512 slots: none, one and a cut one (which
+# ends beyond the cache), one cut.
+LENGTHS = np.array([0, 690, 130], np.int32)
+WAYS = {'at_once': at_once, 'in_blocks': in_blocks, 'in_kernel': interpreted}
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def expected(q, new, cache, lengths):
     return out
 
 
-@pytest.fixture(params=[at_once, in_blocks], ids=lambda recall: recall.__name__)
+@pytest.fixture(params=WAYS.values(), ids=list(WAYS))
 def attend(request):
     """(q, new, cache, lengths) -> attended, in one way to read the cache."""
 
@@ -60,7 +67,7 @@ def test_every_way_to_read_is_the_formula(given, attend):
 
 
 def test_a_longer_neighbour_changes_no_bit(given, attend):
-    alone, beside = (attend(*given, np.array([3, n, 130], np.int32)) for n in (0, 290))
+    alone, beside = (attend(*given, np.array([3, n, 130], np.int32)) for n in (0, 690))
     np.testing.assert_array_equal(alone[0], beside[0])
     np.testing.assert_array_equal(alone[2], beside[2])
 
@@ -71,3 +78,27 @@ def test_int8_rows_are_their_scale_times_integers(given, attend):
     plain = tuple(np.asarray(x.astype(np.float32)) for x in held)
     found = attend(q, new, held, LENGTHS)
     np.testing.assert_allclose(found, expected(q, new, plain, LENGTHS), atol=2e-6)
+
+
+def test_what_lies_behind_a_length_is_never_seen(given, attend):
+    q, new, cache = given
+    spoilt = tuple(x.copy() for x in cache)
+    for i, length in enumerate(LENGTHS):
+        for x in spoilt:
+            x[:, FIRST + i, :, length:] = 1e4
+    np.testing.assert_array_equal(attend(q, new, spoilt, LENGTHS), attend(q, new, cache, LENGTHS))
+
+
+def test_the_kernel_runs_once_per_device_on_its_own_heads(given):
+    def attended(mesh):
+        def run(q, new, cache, lengths):
+            with sharding_scope(mesh, rules.resolver(rules.preset('fsdp_tensor'))):
+                return interpreted(cache, lengths, FIRST)[1](q, new, jnp.asarray(LAYER))
+
+        return jax.jit(run)(*given, LENGTHS)
+
+    divided, whole = (
+        attended(make_mesh(MeshConfig(fsdp=1, tensor=n), jax.devices()[:n])) for n in (2, 1)
+    )
+    assert not divided.sharding.is_fully_replicated
+    np.testing.assert_allclose(divided, whole, atol=1e-6)

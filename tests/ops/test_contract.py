@@ -63,6 +63,16 @@ def test_a_tpu_multiplies_eight_rows_at_least_and_a_cpu_the_real_ones(rows, dots
         assert re.findall(r'dot_general.* : \(tensor<(\d+x\d+)xf32>', text) == [shape]
 
 
+def test_on_a_tpu_products_of_few_rows_stay_apart():
+    """Nothing moves into them or out of them; those of many are the compiler's to fuse."""
+    for rows, barriers in ((1, 1), (16, 1), (33, 0)):
+        x, w = jnp.zeros((rows, 16)), jnp.zeros((16, 24))
+        traced = jax.jit(lambda x, w: contract(x, w, '...d,de->...e')).trace(x, w)
+        for platform, count in (('tpu', barriers), ('cpu', 0)):
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            assert text.count('optimization_barrier') == count
+
+
 @pytest.mark.parametrize('spec, x_shape, w_shape, summed', SPECS)
 def test_padding_changes_no_number(rng, monkeypatch, spec, x_shape, w_shape, summed):
     """What is compiled for a TPU, run here."""

@@ -1,10 +1,15 @@
 """The compiler's account of a program, on one written by hand: 1.5e9 cycles a second (v5e)."""
 
+import json
+import pathlib
+
 import pytest
 
+from experiments.benchmarks import decode
 from mossjax.errors import InputError
+from mossjax.ops import flash_decode
 from mossjax.parallel.chips import CHIPS
-from mossjax.plan import hlo
+from mossjax.plan import hlo, kernels
 from mossjax.plan.cycles import Program
 
 CYCLE, BYTE = 1 / 1.5e9, 1 / 0.819e12
@@ -116,3 +121,29 @@ def test_what_stands_below_a_loop():
     assert kinds.count('fusion') == 2 and 'exponential' in kinds and 'dynamic-slice' not in kinds
     with pytest.raises(InputError, match='no loop'):
         program_of(TEXT.replace('while(%a)', 'call(%a)')).longest_loop()
+
+
+def test_a_kernel_costs_what_is_said_of_it():
+    call = 'custom-call(%x), custom_call_target="tpu_custom_call", metadata={}'
+    text = TEXT.replace('%m =', '%flash_decode.3 =')
+    text = text.replace(f'multiply(%x, %x), {noted(500)}', call)
+    program, before = program_of(text), program_of(TEXT)
+    first = lambda ways: 0  # noqa: E731
+    own = program.seconds('step', 'v5e', first, {'flash_decode': 900.0})
+    assert own - before.seconds('step', 'v5e', first) == pytest.approx(400 * CYCLE)
+    with pytest.raises(InputError, match='flash_decode.3'):
+        program.seconds('step', 'v5e', first, {'flash_forward': 900.0})
+
+
+def test_decoding_costs_its_bundles_or_its_bytes():
+    found = json.loads(pathlib.Path(decode.__file__).with_suffix('.json').read_text())
+    assert found['block']['slots'] == flash_decode.SLOTS == 512
+    for generation, own in kernels.DECODE.items():
+        assert own.items() <= found['bundles'][generation].items()
+    # A v6e's memory gives 936 bytes a cycle: 17.9 thousand cycles for 4096 slots of a lane.
+    (cycles,) = kernels.decoding('v6e', 16, 4096, 8, 128, 2).values()
+    assert cycles == pytest.approx(16 * 4096 * 8 * 128 * 2 * 2 / 1.638e12 * 1.75e9)
+    # Of one slot there is little to read: a cut block, and all else at two steps.
+    own = kernels.DECODE['v5e']
+    (cycles,) = kernels.decoding('v5e', 2, 1, 8, 128, 2).values()
+    assert cycles == 2 * (own['cut'] + 2 * own['rest'])
