@@ -9,7 +9,8 @@ so that what else runs on the machine slows both: a ratio is the median of the r
 
   qwen      a Qwen3 of 50 M parameters in float32, random weights, 256 rows read and 64 spoken,
             greedy: this engine / Transformers' `generate` under torch, in PYTHON (this one by
-            default); ratios are of rows a second
+            default); ratios are of rows a second. `_floor`: the ratio that the bare products of
+            these rows with their matrices would have, in this engine's library
   lanes     one step of the shipped nano model with 16 lanes / with one; if TREE is a checkout of
             an earlier version (`git worktree add TREE COMMIT`) also / one row of that version,
             which is what the gate is about
@@ -63,18 +64,19 @@ def measure(part: str, torch: str, before: str | None, rounds: int) -> dict:
         return found | {name: found['seconds'][name] for name in WHOLE}
     found['beside'] = medians([sides[1] for sides in taken])
 
-    def ratio(name: str, turned: bool, other: int = 1) -> float:
-        each = [sides[0][name] / sides[other][name] for sides in taken]
-        return round(statistics.median([1 / x for x in each] if turned else each), 3)
+    def ratio(one: int, other: int, name: str, others: str = '') -> float:
+        each = [sides[one][name] / sides[other][others or name] for sides in taken]
+        return round(statistics.median(each), 3)
 
     if part == 'qwen':
-        return found | {name: ratio(name, True) for name in ('decode', 'prefill')}
-    found |= {'lanes': ratio('step', False)}
+        for name in ('decode', 'prefill'):
+            found[name] = ratio(1, 0, name)
+            found[f'{name}_floor'] = ratio(1, 0, name, f'{name}_products')
+        return found
+    found['lanes'] = ratio(0, 1, 'step')
     if before:
-        found |= {
-            'before': medians([sides[2] for sides in taken]) | {'commit': _commit(before)},
-            'lanes_before': ratio('step', False, other=2),
-        }
+        found['before'] = medians([sides[2] for sides in taken]) | {'commit': _commit(before)}
+        found['lanes_before'] = ratio(0, 2, 'step')
     return found
 
 

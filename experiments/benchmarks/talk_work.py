@@ -52,7 +52,8 @@ PIECE = 1280  # samples of the question that come at once
 def qwen() -> Callable[[], dict]:
     """Seconds of reading ROWS with the first row spoken, and of SPOKEN rows more."""
     net = fit.lm(QWEN)
-    engine = Engine(Programs(net, QWEN, QWEN_IDS), fit.placed(random(net.shapes)))
+    params = fit.placed(random(net.shapes))
+    engine = Engine(Programs(net, QWEN, QWEN_IDS), params)
     prompt = text_rows(np.random.default_rng(1).integers(0, 24000, ROWS), QWEN_IDS)
     greedy = Settings(draw=sampling.greedy)
     lane = engine.open()
@@ -67,10 +68,41 @@ def qwen() -> Callable[[], dict]:
         assert made == rows
         return time.perf_counter() - began
 
+    least = {rows: products(params, rows) for rows in (1, ROWS)}
+
     def run():
         first = clock(1)
-        return {'prefill': first, 'decode': clock(1 + SPOKEN) - first}
+        return {
+            'prefill': first, 'decode': clock(1 + SPOKEN) - first,
+            'prefill_products': least[ROWS](),
+            'decode_products': sum(least[1]() for _ in range(SPOKEN)),
+        }  # fmt: skip
 
+    return run
+
+
+def products(params: dict, rows: int) -> Callable[[], float]:
+    """Seconds of the products alone that `rows` rows of QWEN need, none waiting for another; the
+    head is multiplied with one."""
+    d, f = QWEN.hidden_size, QWEN.intermediate_size
+    stacks = jax.tree.leaves([params['trunk'], params['text_branch']])
+    matrices = [
+        x.reshape(d, -1) if x.shape[0] == d else x.reshape(-1, d) for x in stacks if x.ndim > 1
+    ]
+    head = params['text_head']['kernel']
+    given = {n: jnp.asarray(np.random.default_rng(2).normal(size=(rows, n)), 'float32')
+             for n in (d, f)}  # fmt: skip
+
+    @jax.jit
+    def multiply(given, matrices, head):
+        return [given[len(w)] @ w for w in matrices], given[d][:1] @ head
+
+    def run() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(multiply(given, matrices, head))
+        return time.perf_counter() - began
+
+    run()
     return run
 
 
