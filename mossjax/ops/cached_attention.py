@@ -4,7 +4,8 @@ The new keys and values are an argument of their own: the cache is only read, so
 hands a copy of it on, and all layers' news are written into it at once afterwards.
 
 Two ways to read it. `at_once` takes all slots of a layer, which is what an accelerator's memory is
-fast at. `in_blocks` takes as many as the longest row fills, which on a CPU is most of the time.
+fast at. `in_blocks` takes as many as the longest row fills, which on a CPU is most of the time. On
+TPUs a kernel takes what each row fills (`nn.flash_decode`).
 """
 
 from collections.abc import Callable

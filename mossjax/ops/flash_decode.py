@@ -61,7 +61,7 @@ def attend(
 
     slab = pl.BlockSpec((None, None, kv_heads, size, h), block)
     out = pl.pallas_call(
-        functools.partial(_kernel, t=t, scale=h**-0.5 * LOG2E, slots=slots),
+        functools.partial(_kernel, t=t, scale=h**-0.5 * LOG2E),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(b, pl.cdiv(slots, size)),
@@ -89,14 +89,13 @@ def attend(
 
 
 def _kernel(
-    lengths, place, q, k_new, v_new, k, v, out, top, total, acc, *, t: int, scale: float,
-    slots: int,
-):  # fmt: skip
+    lengths, place, q, k_new, v_new, k, v, out, top, total, acc, *, t: int, scale: float
+):
+    """One visit; the softmax is kept in base 2, maximum, sum and weighted values of each head."""
     del place
     lane, block = pl.program_id(0), pl.program_id(1)
     heads, size = range(k.shape[0]), k.shape[1]
-    length = lengths[lane]
-    rest = length - block * size  # real slots from this block on
+    rest = lengths[lane] - block * size  # real slots from this block on
 
     def scores(head, keys):
         return tile.dot(q[head], keys, tile.ROWS_BY_ROWS) * scale
