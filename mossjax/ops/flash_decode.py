@@ -21,12 +21,15 @@ from mossjax.ops.flash_tile import HIDDEN, LOG2E
 SLOTS = 512  # of a visit
 ROWS = 64  # queries of a group, most that the kernel takes
 NEW = 16  # new positions are padded to a multiple of this
+VMEM = 12 * 2**20  # bytes of two blocks of keys and two of values, at most
 
 
 def takes(q: jax.Array, cache: jax.Array) -> bool:
     """Whether the kernel can read this cache (l, lanes, k, s, h) for queries (b, t, n, h)."""
-    rows = q.shape[1] * q.shape[2] // cache.shape[2]
-    return rows <= ROWS and cache.shape[3] >= NEW and cache.shape[4] % 128 == 0
+    _, _, kv_heads, slots, h = cache.shape
+    rows = q.shape[1] * q.shape[2] // kv_heads
+    block = kv_heads * min(SLOTS, slots) * h * cache.dtype.itemsize
+    return rows <= ROWS and slots >= NEW and h % 128 == 0 and 4 * block <= VMEM
 
 
 def attend(
