@@ -51,7 +51,7 @@ def head_by_head(
     together = _divisor(heads, SCORES // (group * size * s))
 
     def some(place):
-        """(together * group heads, t, h) of a row; the queries of a group look at its keys."""
+        """Some heads of a row, (t, together, group, h): the queries of a group look at its keys."""
         row, first = place
 
         def cut(x, axis):
