@@ -17,6 +17,7 @@ from mossjax.convert.codec_flow import flow_network, open_flow
 from mossjax.convert.codec_tokenizer import tokenizer_network
 from mossjax.convert.codec_vocoder import hift_network
 from mossjax.infer.assets import shipped
+from mossjax.infer.layout import placed
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.speech_stream import SpeechSteps
 from mossjax.infer.vocoder import HiftVocoder
@@ -55,7 +56,7 @@ def tokenizer():
     """A log-mel of SPEECH seconds to codes."""
     config = TokenizerConfig()
     network = tokenizer_network(config, attend=on_cpu)
-    params = random(network.shapes)
+    params = placed(random(network.shapes), network)
     mel = np.random.default_rng(0).normal(size=(1, 100 * SPEECH, config.mels)).astype(np.float32)
 
     @jax.jit

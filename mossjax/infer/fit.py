@@ -18,7 +18,7 @@ from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.matrices import layer_axes
 from mossjax.models.lm.model import network
 from mossjax.nn.flash_decode import in_kernel
-from mossjax.nn.param import Apart, Network
+from mossjax.nn.param import Network, apart
 from mossjax.ops.cached_attention import at_once, in_blocks
 from mossjax.ops.quant import Int8
 from mossjax.parallel.chips import GIB
@@ -151,7 +151,7 @@ def placed(params: dict) -> dict:
             put = _in_float32
     for path in flat:
         held = put(flat[path])
-        flat[path] = _layers(held) if split and layer_axes(path) else held
+        flat[path] = apart(held) if split and layer_axes(path) else held
     return traverse_util.unflatten_dict(flat, sep='/')
 
 
@@ -168,16 +168,6 @@ def _in_float32(weight):
         return _put(x, jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else None)
 
     return jax.tree.map(one, weight, is_leaf=lambda x: isinstance(x, Int8))
-
-
-def _layers(weight) -> Apart:
-    def layer(i: int, x):
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        return x[i]
-
-    count = jax.tree.leaves(weight)[0].shape[0]
-    return Apart(tuple(jax.tree.map(functools.partial(layer, i), weight) for i in range(count)))
 
 
 def _put(x, dtype=None):

@@ -13,6 +13,7 @@ from mossjax.convert.codec_flow import STEM, flow_network
 from mossjax.convert.fingerprint import VOICE
 from mossjax.errors import InputError
 from mossjax.infer import voice as voices
+from mossjax.infer.layout import placed
 from mossjax.infer.vocoder import GriffinLim, Vocoder, open_vocoder
 from mossjax.infer.voice import Voice
 from mossjax.models.flow import mel as features
@@ -76,10 +77,11 @@ class SpeechDecoder:
             raise InputError(
                 f'the flow decoder makes {config.mels} mel bins, the vocoder reads {features.MELS}'
             )
-        self.config, self.params = config, params
+        self.config = config
         self.vocoder = vocoder or GriffinLim()
         self.voice = voices.nobody(config) if voice is None else voices.check(voice, config)
         self._network = flow_network(config, attend=on_cpu)
+        self.params = placed(params, self._network)
         self.options = {'steps': steps, 'guidance': guidance}
         self._mel = jax.jit(self._run, static_argnames='context')
 
@@ -103,8 +105,7 @@ class SpeechDecoder:
         if voice is None and default.is_file():
             voice = voices.load(default, codec_dir)
         decoder = cls(
-            config, jax.tree.map(jax.numpy.asarray, params), voice=voice,
-            vocoder=open_vocoder(codec_dir, seed), **options,
+            config, params, voice=voice, vocoder=open_vocoder(codec_dir, seed), **options
         )  # fmt: skip
         logging.info(
             '%s: waveforms by %s; the voice is %s', codec_dir, decoder.vocoder.name, decoder.voice

@@ -11,6 +11,7 @@ from mossjax.convert.codec_directory import open_tokenizer
 from mossjax.convert.codec_tokenizer import tokenizer_network
 from mossjax.errors import InputError
 from mossjax.infer.buckets import hearing
+from mossjax.infer.layout import placed
 from mossjax.infer.streaming import Rung, Sessions
 from mossjax.models.tokenizer import mel
 from mossjax.models.tokenizer.config import TokenizerConfig
@@ -34,8 +35,9 @@ class SpeechTokenizer:
     def __init__(self, config: TokenizerConfig, params: dict):
         self.config = config
         # Weights may be stored in half the bytes; ids are validated in float32 only.
-        self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         self._network = tokenizer_network(config, attend=on_cpu)
+        self.params = placed(params, self._network)
         self._run = jax.jit(self._ids)
         self._peaks = jax.jit(self._loudest)
         self._step = jax.jit(self._stream_step, donate_argnums=1)

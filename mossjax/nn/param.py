@@ -96,6 +96,24 @@ class Apart:
         return self
 
 
+def apart(weight) -> Apart:
+    """A weight of a `stack` (an array, a tree of them, or their shapes), layer by layer."""
+
+    def layer(i: int, x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        return x[i]
+
+    count = jax.tree.leaves(weight)[0].shape[0]
+    return Apart(tuple(jax.tree.map(functools.partial(layer, i), weight) for i in range(count)))
+
+
+def depth(stacked: nnx.Module) -> int:
+    """How many layers a `stack` has."""
+    first = jax.tree.leaves(stacked, is_leaf=_is_apart)[0]
+    return len(first.layers) if _is_apart(first) else first.shape[0]
+
+
 def scan_layers(stacked: nnx.Module, carry, body, xs=None, *, remat=lambda f: f):
     """Runs `body(layer, carry, x) -> (carry, y)` over a `stack`, first layer first.
 

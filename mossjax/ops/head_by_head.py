@@ -1,20 +1,18 @@
-"""Attention on a CPU: one head after the other, a few queries at a time.
+"""Attention on a CPU: a few heads after the others, a few queries at a time.
 
 The scores of all heads are many times what a core's cache holds; those of a few hundred queries of
-one head stay in it. Keys that no query of a block may see are not multiplied: half of them where
+a few heads stay in it. Keys that no query of a block may see are not multiplied: half of them where
 the mask is causal. Same arguments as `ops.attention.attention`.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
 
 from mossjax.ops.attention import Mask, attention
 
-QUERIES = 320  # of a block: its scores with so many keys are 400 kB
+QUERIES = 320  # of a block
 BLOCKS = 8  # at most, as each is compiled for itself
-TOGETHER = 2  # heads
+SCORES = 2**19  # of a block and the heads that are looked at together: 2 MB
 FEW = 64  # queries whose scores of all heads are no burden
 
 
@@ -41,54 +39,69 @@ def head_by_head(
     """See `ops.attention.attention`; a query that sees no key gets zeros here too."""
     b, t, n, h = q.shape
     s, heads = k.shape[1:3]
-    q = (q * (h**-0.5 if scale is None else scale)).reshape(b, t, heads, n // heads, h)
+    group = n // heads
+    q = (q * (h**-0.5 if scale is None else scale)).reshape(b, t, heads, group, h)
     if bias is not None:
         bias = jnp.broadcast_to(bias.astype(jnp.float32), (b, n, t, s))
-        bias = bias.reshape(b, heads, n // heads, t, s)
+        bias = bias.reshape(b, heads, group, t, s)
     seen = mask.visible(t, s)
     size = -(-t // min(-(-t // QUERIES), BLOCKS))
     blocks = [(start, min(start + size, t)) for start in range(0, t, size)]
+    # One product for several heads: each step of a program wakes all threads.
+    together = _divisor(heads, SCORES // (group * size * s))
 
-    def head(place):
-        """The queries of a group look at its keys: (t, g, h)."""
-        row, i = place
-        own, keys, values = q[row, :, i], k[row, :, i], v[row, :, i]
+    def some(place):
+        """Some heads of a row, (t, together, group, h): the queries of a group look at its keys."""
+        row, first = place
+
+        def cut(x, axis):
+            x = jax.lax.dynamic_index_in_dim(x, row, keepdims=False)
+            return jax.lax.dynamic_slice_in_dim(x, first, together, axis)
+
+        own = cut(q, 1).transpose(1, 2, 0, 3)  # (head, group, t, h)
+        keys, values = (cut(x, 1).swapaxes(0, 1) for x in (k, v))
+        biased = None if bias is None else cut(bias, 0)
         found = []
         for start, end in blocks:
             last = _last(mask, end, s)
             found.append(_look(
-                own[start:end], keys[:last], values[:last],
+                own[:, :, start:end], keys[:, :last], values[:, :last],
                 seen[row if len(seen) > 1 else 0, start:end, :last],
-                None if bias is None else bias[row, i, :, start:end, :last],
+                None if biased is None else biased[:, :, start:end, :last],
             ))  # fmt: skip
-        return jnp.concatenate(found)
+        return jnp.concatenate(found, axis=2).transpose(2, 0, 1, 3)
 
-    # Heads that do not wait for each other, so that each of a few threads has one.
-    together = math.gcd(b * heads, TOGETHER)
-    places = jnp.stack(jnp.divmod(jnp.arange(b * heads), heads), axis=-1)
-    out = jax.lax.map(
-        lambda some: [head(place) for place in some], places.reshape(-1, together, 2)
-    )
-    out = jnp.stack(out, axis=1).reshape(b, heads, t, n // heads, -1)
+    starts = jnp.arange(0, heads, together)
+    places = jnp.repeat(jnp.arange(b), len(starts)), jnp.tile(starts, b)
+    out = jax.lax.map(some, places)  # (b * steps, t, head, group, h)
+    out = out.reshape(b, len(starts), t, n // len(starts), -1)
     return jnp.moveaxis(out, 1, 2).reshape(b, t, n, -1)
 
 
 def _look(q, k, v, seen, bias) -> jax.Array:
-    """(t, g, h) queries, (s, h) keys and values, (t, s) bool, (g, t, s) or None -> (t, g, h)."""
-    t, g, h = q.shape
-    scores = jnp.matmul(q.reshape(t * g, h), k.T, preferred_element_type=jnp.float32)
-    scores = scores.reshape(t, g, -1)
+    """(n, g, t, h) queries, (n, s, h) keys and values, (t, s) bool, (n, g, t, s) or None -> q's."""
+    n, g, t, h = q.shape
+    scores = jnp.einsum(
+        'nth,nsh->nts', q.reshape(n, g * t, h), k, preferred_element_type=jnp.float32
+    ).reshape(n, g, t, -1)  # fmt: skip
     if bias is not None:
-        scores = scores + jnp.moveaxis(bias, 0, 1)
-    scores = jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.where(seen[:, None], weights, 0)
+        scores = scores + bias
+    nothing = jnp.finfo(jnp.float32).min
+    scores = jnp.where(seen, scores, nothing)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = jnp.matmul(
-        weights.astype(v.dtype).reshape(t * g, -1), v, preferred_element_type=jnp.float32
+    mixed = jnp.einsum(
+        'nts,nsh->nth', weights.astype(v.dtype).reshape(n, g * t, -1), v,
+        preferred_element_type=jnp.float32,
     )  # fmt: skip
-    mixed = mixed.reshape(t, g, -1) / jnp.where(total > 0, total, 1)
-    return mixed.astype(v.dtype)
+    mixed = mixed.reshape(n, g, t, -1) / total
+    return jnp.where(top > nothing, mixed, 0).astype(v.dtype)
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor that is at most `most`, or 1."""
+    return next((d for d in range(min(number, most), 1, -1) if number % d == 0), 1)
 
 
 def _last(mask: Mask, end: int, keys: int) -> int:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from mossjax.errors import InputError
+from mossjax.infer import fit
 from mossjax.infer.speech_tokenizer import SpeechTokenizer
 from mossjax.models.tokenizer import quantizer
+from mossjax.nn.param import Apart
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden/tokenizer'
 CASES = ('synth', 'speech_cn', 'batch', 'edge_silence', 'edge_one_sample', 'edge_loud_then_quiet',
@@ -51,6 +53,19 @@ def test_all_ids_equal_upstreams(encoded):
     for wav, wanted, ours in zip(*encoded, strict=True):
         assert ours.dtype == np.int32
         np.testing.assert_array_equal(ours, wanted, err_msg=f'{len(wav)} samples')
+
+
+def test_layers_held_apart_are_the_same_layers(tokenizer, golden, monkeypatch):
+    recorded = golden('tokenizer/small_speech_cn.npz')
+    wav, wanted = recorded['wav0_i16'].astype(np.float32) / 32768, recorded['tokens0']
+    monkeypatch.setattr(fit, 'APART', 0)
+    held = SpeechTokenizer(tokenizer.config, tokenizer.params)
+    kernel = held.params['encoder']['layers']['up']['kernel']
+    assert isinstance(kernel, Apart) and len(kernel.layers) == tokenizer.config.layers
+    np.testing.assert_array_equal(held.encode([wav])[0], wanted)
+    known = [held.maxima(wav)]
+    codes = held.stream(known=known).feed({0: wav}, ending=[0])[0]
+    np.testing.assert_array_equal(codes, wanted)
 
 
 def test_a_changed_distance_is_noticed(tokenizer, golden, monkeypatch):

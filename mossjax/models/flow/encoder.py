@@ -14,7 +14,7 @@ from mossjax.models.flow.config import Context, FlowConfig
 from mossjax.nn.attention import MultiHeadAttention
 from mossjax.nn.convnet import Conv1d
 from mossjax.nn.linear import LayerNorm, Linear
-from mossjax.nn.param import fan_in, param, scan_layers, stack, zeros
+from mossjax.nn.param import depth, fan_in, param, scan_layers, stack, zeros
 from mossjax.ops import attention as attention_ops
 from mossjax.ops.attention import Mask
 
@@ -180,8 +180,7 @@ class Encoder(nnx.Module):
 
     def _run(self, blocks, x, lengths, chunk, key):
         mask = Mask(chunk=chunk, kv_valid=jnp.arange(x.shape[1]) < lengths[:, None])
-        depth = blocks.attention_norm.scale.shape[0]
-        keys = None if key is None else jax.random.split(key, depth)
+        keys = None if key is None else jax.random.split(key, depth(blocks))
         x, _ = scan_layers(
             blocks, x, lambda block, x, k: (block(x, mask, k), None), keys, remat=self.remat
         )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mossjax.models.flow.config import FlowConfig, Window
 from mossjax.models.flow.estimator import Estimator, embed_time, mish
 from mossjax.models.flow.stream_encoder import last, unpadded
-from mossjax.nn.param import scan_layers
+from mossjax.nn.param import depth, scan_layers
 
 
 def empty(config: FlowConfig, window: Window, steps: int, sides: int) -> tuple[jax.Array, dict]:
@@ -60,16 +60,16 @@ def velocity(
     h = jnp.concatenate([x, mu, speaker, cond], axis=-1)
     skip, first, kept['down'] = go.stage(net.down, h, tails['down'], 0)
     h, kept['down_conv'] = go.conv(net.down_conv, skip, tails['down_conv'])
-    depth, stages = len(first), tails['mid']['block1'].shape[0]
+    each, stages = len(first), depth(net.mid)
 
     def middle(stage, h, given):
         h, inputs, tails = go.stage(stage, h, *given)
         return h, (inputs, tails)
 
-    starts = depth * (1 + jnp.arange(stages))
+    starts = each * (1 + jnp.arange(stages))
     h, (mid, kept['mid']) = scan_layers(net.mid, h, middle, (tails['mid'], starts))
     both = jnp.concatenate([h, skip], axis=-1)
-    h, final, kept['up'] = go.stage(net.up, both, tails['up'], depth * (1 + stages))
+    h, final, kept['up'] = go.stage(net.up, both, tails['up'], each * (1 + stages))
     h, kept['up_conv'] = go.conv(net.up_conv, h, tails['up_conv'])
     h, kept['final_block'] = go.block(net.final_block, h, tails['final_block'])
     inputs = jnp.concatenate([first, mid.reshape(-1, *first.shape[1:]), final])
@@ -100,8 +100,7 @@ class _Advance:
     def stage(self, layer, x, tails, number):
         """number: of its first transformer."""
         x, tails = self.resnet(layer.resnet, x, tails)
-        depth = layer.transformers.ff_in.kernel.shape[0]
-        numbers = number + jnp.arange(depth)
+        numbers = number + jnp.arange(depth(layer.transformers))
         x, inputs = scan_layers(layer.transformers, x, self.transformer, numbers)
         return x, inputs, tails
 
