@@ -5,7 +5,9 @@ import pytest
 
 from mossjax.convert.codec_flow import flow_network
 from mossjax.errors import InputError
+from mossjax.infer import fit
 from mossjax.infer.flow_stream import FlowSteps, prompt
+from mossjax.infer.layout import placed
 from mossjax.infer.voice import Voice
 from mossjax.models.flow.config import FlowConfig, Window
 from tests.tiny_codec import random_params
@@ -61,3 +63,16 @@ def test_a_session_takes_as_much_memory_as_its_window(steps):
 def test_hops_are_whole_chunks():
     with pytest.raises(InputError, match=r'a hop of 3 codes.*multiple of the chunk, 2'):
         FlowSteps(SMALL, {}, window=WINDOW, hops=(2, 3))
+
+
+def test_layers_held_apart_are_the_same_layers(steps, voice, rng, monkeypatch):
+    """As a CPU holds those of a codec of real size."""
+    monkeypatch.setattr(fit, 'APART', 0)
+    held = placed(steps.params, flow_network(SMALL))
+    assert len(held['estimator']['mid']['resnet']['time']['kernel'].layers) == SMALL.mid_blocks
+    apart = FlowSteps(SMALL, held, window=WINDOW, hops=(2,), steps=2)
+    codes = rng.integers(0, 50, 5)
+    ours, theirs = (
+        x.sessions(x.start(1, voice)).feed({0: codes}, ending=[0])[0] for x in (apart, steps)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
