@@ -153,12 +153,13 @@ def likeness(codec: str, judge: SpeakerEncoder, recordings: Sequence[Recording])
     heard = [audio.load(r.audio, hearing.RATE) for r in recordings]
     said = SpeechDecoder.open(codec).decode_many(SpeechTokenizer.open(codec).encode(heard))
     return float(np.mean([
-        _cosine(judge(a), judge(resample(b, SpeechDecoder.rate, fbank.RATE)))
+        cosine(judge(a), judge(resample(b, SpeechDecoder.rate, fbank.RATE)))
         for a, b in zip(heard, said, strict=True)
     ]))
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Of the angle between two vectors, in [-1, 1]."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return float(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1))
 
