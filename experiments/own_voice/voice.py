@@ -87,7 +87,7 @@ def prepare(workdir: Path, recordings: Sequence[Recording], codec: str) -> None:
 
 
 def flow_config(workdir: Path, codec: str, training: Training):
-    """The flow decoder of the codec goes on, with and without a prompt of the voice."""
+    """The flow decoder of the codec goes on, with and without prompt and vector of the voice."""
     config = _config(workdir, codec, training, 'flow')
     model, _ = codec_directory.open_flow(codec)
     config.model.update(dataclasses.asdict(model))
@@ -96,6 +96,7 @@ def flow_config(workdir: Path, codec: str, training: Training):
     config.data.rows_multiple = jax.device_count()
     config.data.undisturbed = 0.5
     config.data.prompts = 0.5
+    config.data.vectors, config.data.speaker = str(workdir / 'vectors.jsonl'), codec
     config.loss.chunk = 5
     config.loss.chunk_share = 0.5
     config.loss.mu_weight = 1.0
