@@ -5,10 +5,10 @@
 
 espeak-ng, which no nano network ever heard, says 40 sentences of the nano world; the command of the
 guide, `experiments.own_voice.voice`, teaches the codec its voice. How alike the recordings that
-were kept back and the codec's copies of them are, before and after, is said by the codec's own
-speaker encoder and, if it is installed, by `resemblyzer`, which never saw either. The same figure
-for pairs of those recordings and for pairs of them with recordings of the nano voices says what is
-much and what is little.
+were kept back and the codec's copies of them are, before it and after, and told the voice without
+training, is said by the codec's own speaker encoder and, if it is installed, by `resemblyzer`,
+which never saw either. The same figure for pairs of those recordings and for pairs of them with
+recordings of the nano voices says what is much and what is little.
 
 Fails unless both networks learnt, the rest kept its bytes, and likeness rose by GAIN.
 """
@@ -36,6 +36,7 @@ from mossjax.infer import audio
 from mossjax.infer.assets import HELDOUT, Assets, shipped
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.speech_tokenizer import SpeechTokenizer
+from mossjax.infer.voice import Voice
 from mossjax.infer.voice_maker import SpeakerEncoder
 from mossjax.models.speaker import fbank
 from mossjax.models.tokenizer import mel as hearing
@@ -91,10 +92,14 @@ def judges(codec: str) -> dict[str, Judge]:
     return found
 
 
-def copies(codec: str, heard: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Recordings after a codec's speech codes and back, both at 16 kHz."""
-    said = SpeechDecoder.open(codec).decode_many(SpeechTokenizer.open(codec).encode(heard))
-    return [resample(wave, SpeechDecoder.rate, fbank.RATE) for wave in said]
+def copied(
+    codec: str, heard: Sequence[np.ndarray], told: Voice | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Recordings beside what they are after a codec's speech codes and back, all at 16 kHz."""
+    codes = SpeechTokenizer.open(codec).encode(heard)
+    said = SpeechDecoder.open(codec).decode_many(codes, voice=told)
+    said = [resample(wave, SpeechDecoder.rate, fbank.RATE) for wave in said]
+    return list(zip(heard, said, strict=True))
 
 
 def likeness(judge: Judge, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -128,13 +133,14 @@ def taught(codec: str, root: Path, steps: int) -> dict:
         str(root / 'recordings'), codec, root / 'voice', root / 'codec', voice.Training(steps, 3e-4)
     )
     seconds = time.time() - began
-    _, back = voice.spoken(str(root / 'recordings'))
+    learnt, back = voice.spoken(str(root / 'recordings'))
     heard = [audio.load(r.audio, hearing.RATE) for r in back]
     nano = Assets.open(shipped())
     others = [nano.load(clip, hearing.RATE) for clip in nano.questions(HELDOUT)[: len(heard)]]
     pairs = {
-        'before': list(zip(heard, copies(codec, heard), strict=True)),
-        'after': list(zip(heard, copies(str(root / 'codec'), heard), strict=True)),
+        'before': copied(codec, heard),
+        'told': copied(codec, heard, voice.make_voice(codec, learnt)),
+        'after': copied(str(root / 'codec'), heard),
         'recordings_with_each_other': list(itertools.combinations(heard, 2)),
         'recordings_with_nano_voices': list(zip(heard, others, strict=True)),
     }
