@@ -66,9 +66,13 @@ STAGES = {
     'sft': Stage(stages.sft, ('stage2',), ('sft',)),
     'decoder': Stage(stages.decoder, ('codes',), ('decoder_mu', 'decoder')),
     'report': Stage(stages.report, ('sft', 'decoder')),
-    # A codec that has them speaks through HiFT, and gives voices a vector.
+    # A codec that has them speaks through HiFT, gives voices a vector, and speaks in any of them.
     'vocoder': Stage(stages.vocoder, ('recordings',), ('vocoder_mel', 'vocoder', 'f0.jsonl'), True),
     'speaker': Stage(stages.speaker, ('recordings',), ('speaker',), True),
+    'decoder_voices': Stage(
+        stages.decoder_voices, ('codes', 'decoder', 'speaker'),
+        ('decoder_voices_mu', 'decoder_voices', 'vectors.jsonl'), True,
+    ),
 }
 
 

@@ -28,26 +28,28 @@ from experiments.nano import render
 from experiments.nano import world as worlds
 from experiments.nano.ogg import encode
 from experiments.nano.script import start
-from mossjax.convert.codec_flow import open_flow
-from mossjax.convert.codec_tokenizer import open_tokenizer
+from mossjax.convert import codec_directory, codec_speaker, codec_vocoder
 from mossjax.convert.directories import new_directory
+from mossjax.convert.fingerprint import VOICE
 from mossjax.convert.placement import open_lm
 from mossjax.errors import InputError
 from mossjax.eval.demo_table import STAGES
 from mossjax.files import read_json
 from mossjax.infer import audio
+from mossjax.infer import voice as voices
 from mossjax.infer.assets import (
     CODEC_FILES,
     HELDOUT,
     LM_FILES,
     NEVER_SPOKEN,
     RATE,
+    VOICE_FILES,
     Clip,
     sha256,
 )  # fmt: skip
 from mossjax.models.lm.dialogue import SystemPrompts
 
-LIMIT = 12_000_000  # bytes, all files together
+LIMIT = 16_000_000  # bytes, all files together
 QUESTIONS, NEVER = 120, 45  # to ask: of spoken facts, of facts never spoken
 QUALITY = 0.4  # of Vorbis; leaves the recordings an error 24 dB below the signal
 OUT = 'mossjax/assets/nano'
@@ -112,7 +114,8 @@ def pack(
     drawn = draw(world, run.recordings, questions, never_spoken, seed)
     with new_directory(out) as folder:
         _copy(run.lm, folder / 'lm', LM_FILES)
-        _copy(run.codec, folder / 'codec', CODEC_FILES)
+        spoken = [name for name in VOICE_FILES if (run.codec / name).is_file()]
+        _copy(run.codec, folder / 'codec', [*CODEC_FILES, *spoken])
         _write_recordings(drawn, run.recordings, folder / 'recordings', quality)
         shutil.copyfile(run.recordings / 'world.json', folder / 'world.json')
         (folder / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
@@ -164,8 +167,14 @@ def check_report(path: Path) -> dict:
 def check_weights(run: Run) -> None:
     """Raises InputError unless weights fit their configurations, and the large ones are small."""
     _, params = open_lm(run.lm)
-    open_tokenizer(run.codec)
-    open_flow(run.codec)
+    codec_directory.open_tokenizer(run.codec)
+    codec_directory.open_flow(run.codec)
+    if codec_directory.has(run.codec, codec_vocoder.STEM):
+        codec_directory.open_hift(run.codec)
+    if codec_directory.has(run.codec, codec_speaker.STEM):
+        codec_directory.open_campp(run.codec)
+    if (run.codec / VOICE).is_file():
+        voices.load(run.codec / VOICE, run.codec)
     SystemPrompts.of(read_json(run.lm / 'generation_config.json'))
     stored = {x.dtype.name for x in jax.tree.leaves(params)}
     if stored != {'bfloat16'}:

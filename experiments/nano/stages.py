@@ -25,13 +25,17 @@ from mossjax.convert.codec_speaker import save_campp
 from mossjax.convert.codec_tokenizer import save_tokenizer
 from mossjax.convert.codec_vocoder import save_hift
 from mossjax.convert.directories import save_lm
+from mossjax.convert.fingerprint import VOICE
 from mossjax.convert.placement import on_host
 from mossjax.convert.qwen3 import start_speech_side
+from mossjax.data import pitch
 from mossjax.data.builder import write_rows
 from mossjax.data.codes import CodesStore, tokenize_recordings
 from mossjax.data.format import Format
 from mossjax.data.manifest import Recording, read_recordings
+from mossjax.infer import voice as voices
 from mossjax.infer.chat import Chat
+from mossjax.infer.voice_maker import VoiceMaker, read_recording
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.text import TextTokenizer
@@ -43,6 +47,8 @@ from mossjax.train.vocoder import GENERATOR
 CODES = 512
 VERSIONS = 8  # of each recording, as the language model hears it
 ROW_LENGTH = 256
+PROMPT = 2.0  # seconds that the recording of the codec's own voice has at least
+PITCHED = 12  # one recording in so many has its pitch measured: four a second and core
 # Row data sets that need codes.
 SPEECH_ROWS = {
     make.__name__: make for make in (
@@ -298,8 +304,25 @@ def decoder(workdir: Path, effort: float) -> dict:
     return facts_of(config, state) | {'last': last_metrics(workdir / 'decoder')}
 
 
+def decoder_voices(workdir: Path, effort: float) -> dict:
+    """The flow decoder of all voices, in the place of the other; alone it has the voice of replies.
+    """
+    train(workdir, 'decoder_voices_mu', effort)
+    config, task, state = train(workdir, 'decoder_voices', effort)
+    save_flow(workdir / 'codec', task.config, bfloat16(state.params))
+    own = next(
+        r for r in manifest(workdir, 'train')
+        if r.speaker == render.REPLY_VOICE and r.extra['seconds'] > PROMPT
+    )
+    made = VoiceMaker.open(workdir / 'codec').make(*read_recording(own.audio))
+    voices.save(workdir / 'codec' / VOICE, made)
+    return facts_of(config, state) | {'last': last_metrics(workdir / 'decoder_voices')}
+
+
 def vocoder(workdir: Path, effort: float) -> dict:
     """HiFT, mels and pitch first, then against its discriminators."""
+    if not (workdir / 'f0.jsonl').exists():
+        pitch.measure(manifest(workdir, 'train')[::PITCHED], workdir / 'f0.jsonl')
     train(workdir, 'vocoder_mel', effort)
     config, task, state = train(workdir, 'vocoder', effort)
     generator = weight_norm.fold(jax.tree.map(np.asarray, state.params[GENERATOR]))

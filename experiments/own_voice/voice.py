@@ -5,9 +5,10 @@
 
 Flow decoder and vocoder (where the codec has one) go on training on the recordings; the speech
 tokenizer stays as it is, so that language models need no training. Of a folder of dialogues the
-assistant's turns are taken. Every fifth recording is kept back: at the end the codec's speaker
-encoder says how alike these are to what the codec makes of their codes, before and after.
-Interrupted, the same command goes on.
+assistant's turns are taken. The codec's own voice becomes that of one of these recordings. Every
+fifth is kept back: at the end the codec's speaker encoder says how alike these are to what the
+codec makes of their codes: as it was, as it was but told the new voice, and trained. Interrupted,
+the same command goes on.
 """
 
 from collections.abc import Sequence
@@ -21,15 +22,18 @@ import numpy as np
 
 from experiments.nano.script import start
 from mossjax.convert import codec_directory, codec_speaker, codec_vocoder, kinds, transfer
+from mossjax.convert.fingerprint import VOICE
 from mossjax.data.codes import tokenize_recordings
 from mossjax.data.folder import read_folder
 from mossjax.data.job import fingerprint
 from mossjax.data.manifest import Dialogue, Recording, write_manifest
 from mossjax.errors import InputError
 from mossjax.infer import audio
+from mossjax.infer import voice as voices
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.speech_tokenizer import SpeechTokenizer
-from mossjax.infer.voice_maker import SpeakerEncoder
+from mossjax.infer.voice import Voice
+from mossjax.infer.voice_maker import SpeakerEncoder, VoiceMaker
 from mossjax.models.speaker import fbank
 from mossjax.models.tokenizer import mel as hearing
 from mossjax.models.vocoder.discriminators import DiscriminatorConfig
@@ -41,6 +45,7 @@ from mossjax.train.config import check, defaults
 KEPT = 5  # one recording in so many is not trained on
 FEWEST = 4  # recordings: two to learn from and two to be judged by
 OWN = 'own'  # the name of the speaker
+PROMPT = 4.0, 8.0  # seconds that suit as a voice; what is taken of a long recording
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ def prepare(workdir: Path, recordings: Sequence[Recording], codec: str) -> None:
 
 
 def flow_config(workdir: Path, codec: str, training: Training):
-    """The flow decoder of the codec goes on, with and without a prompt of the voice."""
+    """The flow decoder of the codec goes on, with and without prompt and vector of the voice."""
     config = _config(workdir, codec, training, 'flow')
     model, _ = codec_directory.open_flow(codec)
     config.model.update(dataclasses.asdict(model))
@@ -96,6 +101,7 @@ def flow_config(workdir: Path, codec: str, training: Training):
     config.data.rows_multiple = jax.device_count()
     config.data.undisturbed = 0.5
     config.data.prompts = 0.5
+    config.data.vectors, config.data.speaker = str(workdir / 'vectors.jsonl'), codec
     config.loss.chunk = 5
     config.loss.chunk_share = 0.5
     config.loss.mu_weight = 1.0
@@ -148,23 +154,47 @@ def train(workdir: Path, codec: str, config) -> Path:
     return out
 
 
-def likeness(codec: str, judge: SpeakerEncoder, recordings: Sequence[Recording]) -> float:
-    """Mean cosine of recordings with what a codec makes of their codes."""
+def make_voice(codec: str, recordings: Sequence[Recording]) -> Voice:
+    """The voice in the recording that is nearest to four seconds: a window keeps that much of it.
+
+    Raises:
+      InputError: no voice can be made of it, see `voice_maker.check_recording`.
+    """
+    suits, most = PROMPT
+    path = min(
+        (r.audio for r in recordings), key=lambda path: abs(audio.read_header(path).seconds - suits)
+    )
+    rate = audio.read_header(path).rate
+    wave = audio.load(path, rate)[: round(most * rate)]
+    return VoiceMaker.open(codec).make(wave, rate, path)
+
+
+def likeness(
+    codec: str, judge: SpeakerEncoder, recordings: Sequence[Recording], told: Voice | None = None
+) -> float:
+    """Mean cosine of recordings with what a codec makes of their codes.
+
+    Args:
+      told: in whose voice; by default the codec's own.
+    """
     heard = [audio.load(r.audio, hearing.RATE) for r in recordings]
-    said = SpeechDecoder.open(codec).decode_many(SpeechTokenizer.open(codec).encode(heard))
+    codes = SpeechTokenizer.open(codec).encode(heard)
+    said = SpeechDecoder.open(codec).decode_many(codes, voice=told)
     return float(np.mean([
-        _cosine(judge(a), judge(resample(b, SpeechDecoder.rate, fbank.RATE)))
+        cosine(judge(a), judge(resample(b, SpeechDecoder.rate, fbank.RATE)))
         for a, b in zip(heard, said, strict=True)
     ]))
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Of the angle between two vectors, in [-1, 1]."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return float(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1))
 
 
 def teach(folder: str, codec: str, workdir: Path, out: Path, training: Training) -> dict:
-    """The whole way; returns {'before', 'after'}, see `likeness`.
+    """The whole way; returns {'before', 'told', 'after'}, see `likeness`: the codec as it was, told
+    the new voice, trained.
 
     Raises:
       InputError: see `spoken`; `out` is there; the codec has no speaker encoder, no flow decoder or
@@ -180,11 +210,16 @@ def teach(folder: str, codec: str, workdir: Path, out: Path, training: Training)
     learnt, kept = spoken(folder)
     judge = SpeakerEncoder(*codec_directory.open_campp(codec))
     flow = flow_config(workdir, codec, training)
+    own = make_voice(codec, learnt)
     prepare(workdir, learnt, codec)
     made = train(workdir, codec, flow)
     if codec_directory.has(codec, codec_vocoder.STEM):
         made = train(workdir, str(made), vocoder_config(workdir, codec, training))
-    found = {'before': likeness(codec, judge, kept), 'after': likeness(str(made), judge, kept)}
+    voices.save(made / VOICE, own)  # else it would speak in the voice of the codec it comes from
+    found = {
+        'before': likeness(codec, judge, kept), 'told': likeness(codec, judge, kept, own),
+        'after': likeness(str(made), judge, kept),
+    }  # fmt: skip
     shutil.move(made, out)
     return found
 
@@ -196,8 +231,9 @@ def main() -> None:
         Training(given.steps, given.peak_lr),
     )  # fmt: skip
     print(
-        f'{given.out}: likeness to the recordings that were kept back {found["after"]:.2f}, '
-        f'before {found["before"]:.2f} (1 is the same voice)'
+        f'{given.out}: likeness to the recordings that were kept back {found["after"]:.2f}, before '
+        f'{found["before"]:.2f}, told the voice without training {found["told"]:.2f} (1 is the '
+        'same voice)'
     )
 
 

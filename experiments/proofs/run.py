@@ -35,6 +35,8 @@ PROOFS = {
     'int8_gates': Proof('the demo meets its gates with int8 weights', CPU),
     'mutations': Proof('the tests notice wrong programs', CPU),
     'nano_kernels': Proof('the nano model under the attention kernels: losses, demo gates', CPU),
+    'nano_voice': Proof('how the nano codec sounds, and in whose voice', CPU),
+    'own_voice': Proof('the nano codec learns a voice that it never heard', CPU),
     'random_kills': Proof('20 random kills of a run on four processes: the same bits', CPU),
     'tpu_attention': Proof('the attention kernels compile for v4, v5e, v5p, v6e, tpu7x', CPU),
     'tpu_decode_step': Proof('the 9.1 B speaking step fits a v5e in int8, a v6e in bf16', CPU),

@@ -34,6 +34,8 @@ CODEC_FILES = (
     'config.json', 'preprocessor_config.json', 'model.safetensors', 'flow/config.yaml',
     'flow/flow.safetensors',
 )  # fmt: skip
+# Of a codec that was taught to speak by itself, and in whose voice.
+VOICE_FILES = ('flow/hift.safetensors', 'flow/campplus.safetensors', 'voice.safetensors')
 FILES = (
     *(f'lm/{name}' for name in LM_FILES),
     *(f'codec/{name}' for name in CODEC_FILES),
@@ -165,6 +167,7 @@ class Assets:
     def hashes(self) -> dict[str, str]:
         """SHA-256 of everything that decides an answer: weights, configurations, tokenizer."""
         names = [name for name in FILES if name.startswith(('lm/', 'codec/'))]
+        names += [f'codec/{name}' for name in VOICE_FILES if (self.codec / name).is_file()]
         return {name: sha256(self.root / name) for name in names}
 
 

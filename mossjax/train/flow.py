@@ -6,21 +6,24 @@ right to 1920 samples times its number of codes (the tokenizer rounds up); its m
 four frames per code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from mossjax import paths
 from mossjax.convert.codec_flow import STEM
 from mossjax.convert.codec_meta import run_meta
 from mossjax.convert.codec_parts import TORCH, Part
 from mossjax.convert.source import DECODER
-from mossjax.data import speech
+from mossjax.data import speech, vectors
 from mossjax.data.codes import CodesStore
+from mossjax.data.manifest import Recording
 from mossjax.data.pipeline import Batches
 from mossjax.data.prompts import PromptedBatches
 from mossjax.errors import InputError
@@ -165,10 +168,11 @@ def run(config: ConfigDict, fresh: bool) -> Run:
         raise InputError('config.data.codes is not set; tokenize the recordings and name the file')
     clips = data.clips(24_000)
     make = speech.DecoderBatches
-    if data.prompts:
+    if data.prompts or data.vectors:
         make = functools.partial(
-            PromptedBatches, prompts=data.prompts, longest=data.prompt_codes
-        )
+            PromptedBatches, prompts=data.prompts, longest=data.prompt_codes,
+            vectors=_vectors(data, clips.recordings, model) if data.vectors else None,
+        )  # fmt: skip
     batches = make(
         clips, CodesStore.open(data.codes), undisturbed=data.undisturbed,
         **data.batching(config.seed),
@@ -185,6 +189,33 @@ def run(config: ConfigDict, fresh: bool) -> Run:
         statistics=mel_statistics(batches, model) if loss.scaled and fresh else None,
     )
     return Run(task, config, starts.decoder(config.init_from if fresh else ''))
+
+
+def _vectors(
+    data: SpeechData, recordings: Sequence[Recording], config: FlowConfig
+) -> Mapping[str, np.ndarray]:
+    """Speaker vectors by recording, measured if they are not.
+
+    Raises:
+      InputError: no codec is named, or the decoder takes vectors of another length.
+    """
+    if not data.speaker:
+        raise InputError(
+            'config.data.vectors names a store of speaker vectors, config.data.speaker no codec; '
+            'name the one whose speaker encoder makes them'
+        )
+    store = data.vectors
+    if not os.path.lexists(store):
+        target = paths.file_to_write(store, 'config.data.vectors')
+        vectors.measure(recordings, target, data.speaker)
+    found = vectors.read(store, data.speaker)
+    for path, vector in found.items():
+        if len(vector) != config.xvector_size:
+            raise InputError(
+                f'{store}: the vector of {path} has {len(vector)} numbers, the decoder takes '
+                f'config.model.xvector_size = {config.xvector_size}'
+            )
+    return found
 
 
 def mel_statistics(

@@ -67,6 +67,9 @@ class SpeechData(Selected):
       codes: codes store of the recordings (decoder).
       prompts: share of rows that begin with another recording of their speaker, as a voice's
         prompt; prompt_codes: the most codes of it (decoder).
+      vectors: store of speaker vectors (`data.vectors`), measured and written there if the file
+        does not exist; speaker: codec directory whose speaker encoder makes them (decoder). '' for
+        a decoder that is told whose voice it is by prompts alone.
       undisturbed: share of recordings that are spoken from their undisturbed codes whatever else
         the store has (decoder).
     """
@@ -81,6 +84,8 @@ class SpeechData(Selected):
     codes: str = path(default='')
     prompts: float = ranged(SHARE, 0.0)
     prompt_codes: int = ranged(Range(1, 375, whole=True), 25)
+    vectors: str = path(default='')
+    speaker: str = path(default='')
     undisturbed: float = ranged(SHARE, 0.0)
 
     def batching(self, seed: int) -> dict:

@@ -108,9 +108,18 @@ def test_a_prompt_is_of_the_same_speaker_and_of_another_recording():
     }  # fmt: skip
     batches = PromptedBatches(source, store, **given)
     skipping = PromptedBatches(source, store, **given, skip=['/1.wav'])
-    counts = set()
+    told = PromptedBatches(
+        source, store, **given,
+        vectors={r.audio: np.full(3, i + 1, np.float32) for i, r in enumerate(recordings)},
+    )  # fmt: skip
+    counts, unprompted = set(), set()
     for step in range(30):
         batch = batches.batch(step)
+        also = told.batch(step)
+        vectors = also.pop('xvector')
+        assert also.keys() == batch.keys() and vectors.shape == (len(batch['codes']), 3)
+        for name in batch:
+            np.testing.assert_array_equal(also[name], batch[name])
         left = skipping.batch(step)['codes']
         assert not (left // 100 == 1).any() and (left // 100 == 3).any()
         for row, n in enumerate(batch['prompt_lengths']):
@@ -118,11 +127,14 @@ def test_a_prompt_is_of_the_same_speaker_and_of_another_recording():
             prompt, spoken = found[:n] // 100, found[n:] // 100
             assert len(set(spoken)) == 1 and n <= 7
             assert found[n] % 100 == 1 and (n == 0 or found[0] % 100 == 1)  # both from the start
+            other = spoken[0] ^ 1  # of the two recordings of a speaker
             if n:
-                assert len(set(prompt)) == 1 and prompt[0] == spoken[0] ^ 1  # the other one of two
+                assert len(set(prompt)) == 1 and prompt[0] == other
+            assert set(vectors[row]) <= ({other + 1} if n else {other + 1, 0})
+            unprompted |= set() if n else {vectors[row, 0] > 0}
             np.testing.assert_array_equal(
                 batch['audio'][row, : 1920 * len(found)], np.repeat(found, 1920)
             )
             assert not batch['audio'][row, 1920 * len(found) :].any()
             counts.add(int(n))
-    assert counts == {0, 5, 6, 7}
+    assert counts == {0, 5, 6, 7} and unprompted == {True, False}

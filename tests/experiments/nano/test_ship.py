@@ -12,13 +12,20 @@ import numpy as np
 import pytest
 
 from experiments.nano import ogg, ship, world
+from mossjax.convert import codec_vocoder
 from mossjax.convert.directories import save_lm
 from mossjax.convert.placement import open_lm
 from mossjax.errors import InputError
 from mossjax.infer.assets import FILES, Assets, shipped
-from tests.tiny_run import JUDGE, REPORT, WORLD, write_run
+from mossjax.models.vocoder.hift.config import HiftConfig
+from tests.tiny_run import JUDGE, REPORT, WORLD, drawn, write_run
 
 FLITE = {'flite': 'flite-2.2', 'licence': '    Permission is hereby granted'}
+
+HIFT = HiftConfig(
+    channels=4, f0_width=4, harmonics=1, rates=(120,), kernels=(120,), source_kernels=(3,),
+    block_kernels=(3,), dilations=(1,),
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -65,6 +72,21 @@ def test_weights_are_copied(run, packed):
     for source, name, files in ((run.lm, 'lm', 4), (run.codec, 'codec', 5)):
         got, want = contents(packed / name), contents(source)
         assert got == want and len(got) >= files
+
+
+def test_a_vocoder_is_taken_along_and_hashed(copied, tmp_path):
+    codec_vocoder.save_hift(
+        copied.codec, HIFT, drawn(codec_vocoder.hift_network(HIFT), 0.1), suffix='.safetensors'
+    )
+    ship.pack(copied, tmp_path / 'nano', questions=5, never_spoken=2, **FLITE)
+    name = 'codec/flow/hift.safetensors'
+    data = (tmp_path / 'nano' / name).read_bytes()
+    assert Assets.open(tmp_path / 'nano').hashes()[name] == hashlib.sha256(data).hexdigest()
+    assert data == (copied.codec / 'flow' / 'hift.safetensors').read_bytes()
+    (copied.codec / 'flow' / 'hift.safetensors').write_bytes(data[:-8])
+    with pytest.raises(InputError, match='hift.safetensors'):
+        ship.pack(copied, tmp_path / 'other', questions=5, never_spoken=2, **FLITE)
+    assert not (tmp_path / 'other').exists()
 
 
 def test_recordings_sound_as_before_and_are_indexed(packed):

@@ -5,6 +5,7 @@ import pytest
 import soundfile
 
 from experiments.own_voice import voice
+from mossjax.data.manifest import Recording
 from mossjax.errors import InputError
 from tests import tiny_codec
 
@@ -36,6 +37,21 @@ def test_of_dialogues_the_assistant_is_taken(tmp_path):
     learnt, kept = voice.spoken(str(tmp_path / 'a'))
     assert len(learnt + kept) == 5
     assert all(r.audio.endswith('assistant.wav') for r in learnt + kept)
+
+
+def test_the_voice_is_that_of_the_recording_nearest_to_four_seconds(tmp_path, golden):
+    """Codes of 80 ms; the others are refused as voices, one for its length, one for its silence."""
+    codec = str(tiny_codec.write(tmp_path / 'codec', golden))
+    t = np.arange(40 * 8000) / 8000
+    files = {}
+    for name, seconds, loud in (('silent', 0.4, 0), ('some', 3.2, 0.3), ('long', 36, 0.3)):
+        files[name] = Recording(str(tmp_path / f'{name}.wav'))
+        wave = loud * np.sin(2 * np.pi * 130 * t[: round(8000 * seconds)])
+        soundfile.write(files[name].audio, wave, 8000)
+    found = voice.make_voice(codec, list(files.values()))
+    assert len(found.codes) == 40 and found.mel.shape == (160, 80) and np.ptp(found.xvector) > 0
+    cut = voice.make_voice(codec, [files['long']])
+    assert len(cut.codes) == 100  # eight seconds of it
 
 
 def test_what_is_missing_is_refused_before_anything_is_written(tmp_path, golden):
