@@ -12,7 +12,8 @@ what the bound for a maximum would save stands beside it. Share of peak: 58.49 G
 With --reference the seconds of an independent estimator on the same dump and with the same charge
 of the kernels stand beside ours (`reference_seconds`, online road); a test holds the two together.
 With --attempt the step and its exposed collectives are noted among the attempts, with these words,
-and the case stays as it is; a case that is measured anew leaves its former figures there.
+and the case stays as it is; a case that is measured anew leaves its former figures there, with the
+ms that each of its parts has gained since.
 """
 
 import sys
@@ -83,10 +84,18 @@ def write(path: str, name: str, found: dict, attempt: str) -> None:
     else:
         former = cases.get(name)
         if former and former['seconds'] != found['seconds']:
-            attempts = [*attempts, brief(name, 'as it was before', former, old['commit'])]
+            before = brief(name, 'as it was before', former, old['commit'])
+            attempts = [*attempts, before | {'gained_ms': gained(former['ms'], found['ms'])}]
         cases = cases | {name: found}
     command = 'JAX_PLATFORMS=cpu python -m experiments.benchmarks.step --case CASE --dump DIR'
     record.write(path, command, {'cases': cases, 'attempts': attempts})
+
+
+def gained(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
+    """ms that each part of a step takes less than before, the largest change first."""
+    less = {part: round(before.get(part, 0) - now.get(part, 0), 1) for part in before | now}
+    changed = {part: ms for part, ms in less.items() if abs(ms) >= 0.5}
+    return dict(sorted(changed.items(), key=lambda x: -abs(x[1])))
 
 
 def brief(name: str, what: str, found: dict, commit: str) -> dict:
