@@ -98,7 +98,8 @@ def test_the_step_that_speaks_is_planned_too(config, tmp_path, capsys):
     assert row['speech_seconds_per_second'] == pytest.approx(2 / 12.5 / row['seconds'])
     assert sum(row['ms'].values()) == pytest.approx(1e3 * row['seconds'], rel=0.05, abs=0.005)
     assert sum(row['seconds_of'].values()) == pytest.approx(row['seconds'])
-    assert row['over_roofline'] > 1 and 'cached_attention.py' in said
+    assert row['over_roofline'] > 1
+    assert sum('mossjax/' in line for line in said.splitlines()) >= 5  # places of dear parts
     assert (tmp_path / 'plan.svg').read_text().startswith('<svg')
 
 
