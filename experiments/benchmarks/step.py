@@ -13,7 +13,8 @@ With --reference the seconds of an independent estimator on the same dump and wi
 of the kernels stand beside ours (`reference_seconds`, online road); a test holds the two together.
 With --attempt the step and its exposed collectives are noted among the attempts, with these words,
 and the case stays as it is; a case that is measured anew leaves its former figures there, with the
-ms that each of its parts has gained since.
+ms that each of its parts has gained since. Attempts with compiler options that were not compiled to
+the end stand there too, with the ms of collectives that remain synchronous, which are exposed.
 """
 
 import sys
