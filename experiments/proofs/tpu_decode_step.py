@@ -18,26 +18,19 @@ import tempfile
 
 from absl import app, flags, logging
 import jax
-import jax.numpy as jnp
 
 from experiments.proofs import record
-from mossjax.convert import int8
 from mossjax.convert.codec_tokenizer import tokenizer_network
-from mossjax.infer import buckets, draws, fit
-from mossjax.infer.engine import Programs
-from mossjax.infer.sampling import Settings
+from mossjax.infer import buckets
 from mossjax.models.lm.config import LMConfig
-from mossjax.models.lm.grid import GridIds
-from mossjax.models.lm.model import network
 from mossjax.models.tokenizer.config import TokenizerConfig
-from mossjax.parallel import chips, options
+from mossjax.parallel import options
 from mossjax.plan import compile as plan
-from mossjax.plan import cycles, hlo, kernels
+from mossjax.plan import cycles, hlo, speaking
 
 CONFIG = LMConfig.released()
 COPIES = 16 * 2**20  # bytes of a copy that would be one of a table or a cache
 FLOW_STREAM = Path(__file__).with_name('flow_stream.json')
-SPREAD = buckets.WAIT  # rows between two times that the text branch catches up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +51,10 @@ class Case:
         reading = f', reading {self.piece}' * bool(self.piece)
         return f'{self.kind}@{self.chip}, {self.lanes} x {self.rows}{reading}'
 
+    @property
+    def speech(self) -> speaking.Speech:
+        return speaking.Speech(self.kind, self.lanes, self.rows, self.piece)
+
 
 CASES = (
     Case('int8', 'v5e', 1, 8192),
@@ -69,47 +66,9 @@ CASES = (
 )
 
 
-def weights(kind: str) -> dict:
-    """Shapes of the parameters, held as int8 or bfloat16."""
-    shapes = network(CONFIG).shapes
-    if kind == 'int8':
-        return int8.abstract(shapes, jnp.bfloat16)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), shapes)
-
-
-def lowered(case: Case, device=None):
-    """A program of the engine, lowered for TPU; on the described device, or on none."""
-    ids = GridIds(
-        vocab=CONFIG.vocab_size, audio_vocab=CONFIG.audio_vocab_size,
-        speech=CONFIG.modality_pad_token_id, sosp=CONFIG.sosp_token_id,
-        eosp=CONFIG.eosp_token_id, filler=CONFIG.audio_pad_token_id, pad=151643,
-        eos=CONFIG.eos_token_id, stops=(151643, CONFIG.eos_token_id),
-    )  # fmt: skip
-    programs = Programs(fit.lm(CONFIG, 'tpu'), CONFIG, ids)
-    params = weights(case.kind)
-
-    def settings():
-        # Drawn as upstream's demo does.
-        keys = jax.random.split(jax.random.key(0), case.lanes)
-        return draws.LaneSettings.of([Settings()] * case.lanes, keys, [True] * case.lanes)
-
-    def put(x):
-        if device is None:
-            return x
-        where = jax.sharding.SingleDeviceSharding(device)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-    def ints(*shape):
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-    state = jax.eval_shape(lambda: programs.empty(params, case.lanes, case.rows))
-    if case.piece:
-        given = params, state, ints(1, case.piece, 2), ints(1), ints(), ints(case.lanes)
-        traced = programs.read.trace(*jax.tree.map(put, given))
-    else:
-        given = params, state, jax.eval_shape(settings), ints(case.lanes)
-        traced = programs.advance.trace(*jax.tree.map(put, given), draw=draws.narrow)
-    return traced.lower(lowering_platforms=('tpu',))
+def lowered(case: Case, mesh=None):
+    """A program of the engine, lowered for TPU; on a described mesh, or on none."""
+    return speaking.lowered(CONFIG, speaking.ids_of(CONFIG), case.speech, mesh)
 
 
 def codec_bytes() -> int:
@@ -122,45 +81,6 @@ def codec_bytes() -> int:
     ears = jax.tree.leaves(tokenizer_network(TokenizerConfig()).shapes)
     ears = sum(x.size * x.dtype.itemsize for x in ears)
     return kept + ears + max(part['temporary_bytes'] for part in decoder)
-
-
-def roofline(case: Case) -> float:
-    """Seconds that the bytes of a step in speech take: trunk, one branch and head, their cache."""
-    c, bandwidth = CONFIG, chips.CHIPS[case.chip].bandwidth
-    heads = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
-    layer = c.hidden_size * (heads + 3 * c.intermediate_size)
-    layers = c.num_shared_layers + c.num_modality_layers
-    matrices = layers * layer + c.hidden_size * c.audio_vocab_size
-    row = 2 * layers * c.num_key_value_heads * c.head_dim * 2
-    held = {'int8': 1, 'bfloat16': 2}[case.kind]
-    return (matrices * held + case.lanes * case.rows * row) / bandwidth
-
-
-def step_seconds(program: cycles.Program, case: Case) -> dict[str, float]:
-    """Of a step in speech, and of what the text branch adds when it catches up."""
-    body = program.longest_loop()
-    heads = CONFIG.num_key_value_heads, CONFIG.head_dim
-    attention = kernels.decoding(case.chip, case.lanes, case.rows, *heads, itemsize=2)
-
-    def taken(text_branch: int):
-        """A head runs where it is needed; of the branches one makes a row, one waits or reads."""
-        branches = iter((text_branch, 2))
-
-        def way(ways):
-            if len(ways) == 3:
-                return next(branches)
-            return int(not any(_reads_text_head(program, name) for name in ways))
-
-        return way
-
-    speaking, caught_up = (
-        program.seconds(body, case.chip, taken(way), attention) for way in (0, 1)
-    )
-    return {'speaking': speaking, 'catching_up': caught_up - speaking}
-
-
-def _reads_text_head(program: cycles.Program, name: str) -> bool:
-    return any(str(CONFIG.vocab_size) in operation.shape for operation in program.below(name))
 
 
 def faults(program: cycles.Program) -> list[str]:
@@ -177,8 +97,9 @@ def faults(program: cycles.Program) -> list[str]:
 
 def speed(case: Case, program: cycles.Program) -> dict:
     """What the record says of a step in speech."""
-    step, least = step_seconds(program, case), roofline(case)
-    milliseconds = 1e3 * (step['speaking'] + step['catching_up'] / SPREAD)
+    step = speaking.step_seconds(program, case.chip, CONFIG, case.speech)
+    least = speaking.roofline(CONFIG, case.speech, case.chip)
+    milliseconds = 1e3 * (step['speaking'] + step['catching_up'] / speaking.SPREAD)
     return {
         'step_ms': round(milliseconds, 3),
         'catching_up_ms': round(1e3 * step['catching_up'], 3),
@@ -189,7 +110,7 @@ def speed(case: Case, program: cycles.Program) -> dict:
 
 
 def prove(case: Case) -> dict:
-    program = lowered(case, plan.devices(f'{case.chip}:1x1')[0])
+    program = lowered(case, speaking.mesh_of(CONFIG, plan.devices(f'{case.chip}:1x1')))
     # Of the program on no device in particular, which can be lowered again anywhere.
     digest = plan.program_hash(lowered(case))
     logging.info('%s: program %s, compiling', case.name, digest[:12])

@@ -1,6 +1,7 @@
 """says whether a training step fits a TPU slice, and how long it would take, without a TPU.
 
   mossjax plan --config FILE.py[:ARGUMENT] --slices v5p-128,v6e-256 [--config.KEY=VALUE ...]
+  mossjax plan --speak [--config FILE.py] --slices v5e-1,v6e-8 [--lanes 1,8] [--held int8,bfloat16]
 
 The real step of the config is compiled by the TPU compiler for slices that are not there, wired as
 they are. Needs libtpu, which runs anywhere: pip install 'mossjax[tpu]'. A step of the 9.1 B model
@@ -14,6 +15,11 @@ config says; --rows, --remat and --tensor try others: arithmetic puts them in or
 it says are fastest are compiled. A config that is laid out for one slice (config.mesh in numbers)
 is laid out anew for others: same batch, no more rows at a time, as much kept as fits.
 
+With --speak the step that mossjax chat speaks with is planned instead, of the config's model or the
+released one: milliseconds of a row (a row is 0.08 s of speech) and how much longer that is than
+its bytes alone take, seconds of speech a second of all lanes, chip-hours of an hour of speech. A
+codec beside it must fit too. By default the weights are held as mossjax chat would decide.
+
 Exit codes: 0 something fits; 1 nothing does, and the change of fewest chip-hours is named; 2 bad
 input.
 
@@ -21,6 +27,7 @@ Examples:
   mossjax plan --config experiments/moss_9b/stage2.py:v5p-128 --slices v5p-128,v6e-256
   mossjax plan --config my_sft.py --slices v6e-8 --remat all --rows 1,2 --explain
   mossjax plan --config my_sft.py --slices v5p-128 --json plan.json --picture plan.svg
+  mossjax plan --speak --slices v5e-1,v6e-1 --lanes 1,8 --context 4096
 """
 
 import contextlib
@@ -45,7 +52,8 @@ _SLICES = flags.DEFINE_list(
     flag_values=FLAGS,
 )
 _CONTEXT = number_flag(
-    'context', None, 'Positions of a row; by default config.data.context, or those of its rows.',
+    'context', None, 'Positions of a row; by default config.data.context, or those of its rows. '
+    'With --speak rows of a dialogue, by default 8192.',
     Range(1, 10**7, whole=True), FLAGS,
 )
 _ROWS = flags.DEFINE_list(
@@ -57,6 +65,15 @@ _REMAT = flags.DEFINE_list(
 _TENSOR = flags.DEFINE_list(
     'tensor', [], 'Sizes of the tensor axis to try; by default config.mesh.tensor.',
     flag_values=FLAGS,
+)
+_SPEAK = flags.DEFINE_bool(
+    'speak', False, 'Plan the step that speaks, not the one that trains.', flag_values=FLAGS
+)
+_LANES = flags.DEFINE_list(
+    'lanes', [], 'With --speak: dialogues side by side to try, by default 1.', flag_values=FLAGS
+)
+_HELD = flags.DEFINE_list(
+    'held', [], 'With --speak: forms of the weights to try, bfloat16 and int8.', flag_values=FLAGS
 )
 _COMPILE = number_flag(
     'compile', 2, 'Of each slice so many that fit are looked for.', SIZE, FLAGS
@@ -78,10 +95,20 @@ _CACHE = path_flag(
 def main(args: list[str]) -> int:
     if args:
         raise InputError(f'unexpected argument {args[0]!r}; slices are named with --slices')
-    if _CONFIG.value is None:
+    if _CONFIG.value is None and not _SPEAK.value:
         raise InputError('no --config; name an experiment file, e.g. experiments/moss_9b/stage2.py')
     if not _SLICES.value:
         raise InputError('no --slices; name some, e.g. --slices v5p-128,v6e-256')
+    foreign = (_ROWS, _REMAT, _TENSOR) if _SPEAK.value else (_LANES, _HELD)
+    if given := [flag.name for flag in foreign if flag.value]:
+        raise InputError(
+            f'--{given[0]} is of a step that {"trains" if _SPEAK.value else "speaks"}; '
+            f'{"leave out" if _SPEAK.value else "give"} --speak'
+        )
+    return _speaking() if _SPEAK.value else _training()
+
+
+def _training() -> int:
     config = _CONFIG.value
     rows, tensor = _numbers(_ROWS), _numbers(_TENSOR)
 
@@ -114,12 +141,64 @@ def main(args: list[str]) -> int:
         print(f'\n{table.METHOD}')
     else:
         print(f'\n{_advice(other, config.steps, context)}')
-    change = other and other.figures(config.steps, context)
-    _write(_JSON.value, json.dumps(
-        {'method': table.METHOD, 'plans': found, 'change': change}, indent=1
-    ) + '\n')  # fmt: skip
-    _write(_PICTURE.value, table.picture(found))
+    _keep(table.METHOD, found, other and other.figures(config.steps, context))
     return 0 if fits else 1
+
+
+def _speaking() -> int:
+    lanes = _numbers(_LANES) or [1]
+
+    from mossjax.infer import buckets
+    from mossjax.models.lm.config import LMConfig
+    from mossjax.plan import search, speaking, speech, table
+    from mossjax.plan.programs import model_of
+
+    config = _CONFIG.value
+    model = LMConfig.released() if config is None else model_of(config)
+    rows = _CONTEXT.value or min(buckets.LONG, model.max_position_embeddings)
+    wanted = speech.choices(model, _SLICES.value, lanes=lanes, rows=rows, held=_HELD.value)
+    compiler = speech.Compiler(model, speaking.ids_of(model), Path(_CACHE.value))
+    with _bar() as tell:
+        made = search.plan(
+            [speech.sized(model, choice) for choice in wanted], compiler, _COMPILE.value, tell
+        )
+        fits = any(each.fits for each in made)
+        other = None if fits else speech.change(model, made, compiler, tell)
+    found = [speech.figures(each) for each in made]
+    print(table.speech_table(found))
+    if fits:
+        print(f'\n{table.speech_details(found[0])}')
+        if _EXPLAIN.value:
+            print(f'\n{table.explained(found[0])}')
+        print(f'\n{table.SPEECH_METHOD}')
+    change = other and speech.figures(other)
+    if not fits:
+        print(f'\nNothing fits{_speech_advice(change)}.')
+    _keep(table.SPEECH_METHOD, found, change)
+    return 0 if fits else 1
+
+
+def _speech_advice(change: dict | None) -> str:
+    if change is None:
+        return (
+            ', and no fewer lanes, int8 or larger slice of one host and the same generation makes '
+            'it fit; use another generation or fewer rows (--context)'
+        )
+    return (
+        f'. The change of fewest chip-hours: --slices {change["slice"]} --held {change["held"]} '
+        f'--lanes {change["lanes"]}: {change["bytes"]["peak"] / 2**30:.1f} GiB a chip, '
+        f'{change["seconds"] * 1e3:.3g} ms a row'
+    )
+
+
+def _keep(method: str, plans: list[dict], change: dict | None) -> None:
+    """Writes the files that are asked for."""
+    from mossjax.plan import table
+
+    _write(_JSON.value, json.dumps(
+        {'method': method, 'plans': plans, 'change': change}, indent=1
+    ) + '\n')  # fmt: skip
+    _write(_PICTURE.value, table.picture(plans))
 
 
 def _numbers(flag: flags.FlagHolder) -> list[int]:

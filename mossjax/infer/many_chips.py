@@ -6,7 +6,6 @@ import math
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import numpy as np
 
 from mossjax.convert import int8, placement
 from mossjax.convert import rules as tables
@@ -55,15 +54,20 @@ def put(config: LMConfig, mesh: Mesh, quantised: bool = False) -> Put:
         leaf, spec = on_host(path, param), flat[path].sharding.spec
         if not isinstance(leaf, Int8):
             return jax.device_put(leaf, NamedSharding(mesh, spec))
-        return Int8(_divided(leaf.values, mesh, spec), _divided(leaf.scale, mesh, spec), leaf.dtype)
+        values, scale = (
+            jax.device_put(x, NamedSharding(mesh, divided(x.shape, spec)))
+            for x in (leaf.values, leaf.scale)
+        )
+        return Int8(values, scale, leaf.dtype)
 
     return to_mesh
 
 
-def _divided(x: np.ndarray, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
-    """By a spec; an axis of one, as scales have, is kept whole."""
-    own = [None if size == 1 else name for size, name in zip(x.shape, [*spec], strict=False)]
-    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*own)))
+def divided(shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
+    """A weight's spec for its values or scales in int8: an axis of one is kept whole."""
+    return PartitionSpec(
+        *(None if size == 1 else name for size, name in zip(shape, [*spec], strict=False))
+    )
 
 
 def scope(mesh: Mesh | None) -> contextlib.AbstractContextManager:

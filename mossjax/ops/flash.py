@@ -146,7 +146,7 @@ def _backward(static, kept, gradients):
     dq, dk, dv = flash_backward.backward(
         _lengthen(q, fit.t), _lengthen(k, fit.s), _lengthen(v, fit.s), _lengthen(out, fit.t),
         _lengthen(d_out, fit.t), _lengthen(log_sum, fit.t, 3), plan, fit, h=h, scale=scale,
-        outer=blocks.outer, order=blocks.order, vmem=blocks.vmem, interpret=interpret,
+        outer=blocks.outer, orders=blocks.orders, vmem=blocks.vmem, interpret=interpret,
     )  # fmt: skip
     return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : k.shape[1]], None
 

@@ -16,14 +16,14 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from mossjax.ops import flash_tile as tile
-from mossjax.ops.flash_blocks import Fit
+from mossjax.ops.flash_blocks import Fit, Orders
 from mossjax.ops.flash_mask import Schedule
 
 
 def backward(
     q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, d_out: jax.Array,
     log_sum: jax.Array, plan: Schedule, fit: Fit, *,
-    h: int, scale: float, outer: bool, order: tuple[str, ...], vmem: int, interpret=False,
+    h: int, scale: float, outer: bool, orders: Orders, vmem: int, interpret=False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The kernel on padded operands, see `flash_forward.forward` and `flash_blocks.Blocks`.
 
@@ -55,7 +55,7 @@ def backward(
     a_part = pl.BlockSpec((None, fit.resident, h), loaded, pipeline_mode=pl.Buffered(1))
     dq, dk, dv = pl.pallas_call(
         functools.partial(
-            _kernel, fit=fit, h=h, scale=scale, outer=outer, order=order, kv_heads=kv_heads
+            _kernel, fit=fit, h=h, scale=scale, outer=outer, orders=orders, kv_heads=kv_heads
         ),
         grid=(b * kv_heads, fit.loads, fit.tiles),
         in_specs=[
@@ -127,7 +127,7 @@ def _kernel(
     visits, q, k, v, out, d_out, log_sum, q_segments, limit, kv_segments, dq, dk, dv,
     queries, d_outs, queries_t, d_outs_t, keys_t, dq_t, dk_sum, dv_sum, log_sums, products, weights,
     d_scores, columns, keys, dq_parts, semaphore, *, fit: Fit, h: int, scale: float,
-    outer: bool, order: tuple[str, ...], kv_heads: int,
+    outer: bool, orders: Orders, kv_heads: int,
 ):  # fmt: skip
     head, part, number = (pl.program_id(axis) for axis in range(3))
     sights = tile.Sights(fit, q_segments, limit, kv_segments, columns, keys)
@@ -153,7 +153,7 @@ def _kernel(
 
     dq_t[...] = jnp.zeros_like(dq_t)
     state = _State(
-        fit, sights, part * fit.resident, scale, outer, order, k, v, queries, d_outs, queries_t,
+        fit, sights, part * fit.resident, scale, outer, orders, k, v, queries, d_outs, queries_t,
         d_outs_t, keys_t, dq_t, dk_sum, dv_sum, log_sums, products, weights, d_scores,
     )
     tile.walk(fit, visits, state.score, state.gather)
@@ -208,11 +208,11 @@ class _State:
     """The two halves of the work on a strip, see `flash_tile.walk`."""
 
     def __init__(
-        self, fit, sights, first, scale, outer, order, k, v, queries, d_outs, queries_t, d_outs_t,
+        self, fit, sights, first, scale, outer, orders, k, v, queries, d_outs, queries_t, d_outs_t,
         keys_t, dq_t, dk, dv, log_sums, products, weights, d_scores,
     ):
         self.fit, self.sights, self.first, self.k, self.v = fit, sights, first, k, v
-        self.scale, self.outer, self.order = scale * tile.LOG2E, outer, order
+        self.scale, self.outer, self.orders = scale * tile.LOG2E, outer, orders
         self.queries, self.d_outs = queries, d_outs
         self.queries_t, self.d_outs_t = queries_t, d_outs_t
         self.keys_t, self.dq_t, self.dk, self.dv = keys_t, dq_t, dk, dv
@@ -227,7 +227,7 @@ class _State:
             here, at = slice(row, row + self.fit.rows), pl.ds(begin + row, self.fit.rows)
             sides = {'scores': (self.k, self.queries), 'd_weights': (self.v, self.d_outs)}
             made = {}
-            for name in self.order:
+            for name in self.orders[masked]:
                 if name in sides:
                     keys, columns = sides[name]
                     made[name] = tile.dot(keys[at], columns[own], tile.ROWS_BY_ROWS)
@@ -241,13 +241,13 @@ class _State:
                     self.d_scores[slot, here] = tile.flat(d_scores).astype(self.weights.dtype)
                 yield
 
-    def gather(self, strip: int, begin) -> tile.Pieces:
-        """What the strip adds to dv, dk and dq."""
+    def gather(self, strip: int, begin, masked: bool) -> tile.Pieces:
+        """What the strip adds to dv, dk and dq, beside a `score` that is masked or not."""
         slot, own = strip % 2, tile.strip_columns(self.fit, strip)
         dq_t = None
         for row in range(0, self.fit.keys, self.fit.rows):
             here, at = slice(row, row + self.fit.rows), None
-            for name in self.order:
+            for name in self.orders[masked]:
                 if name in ('dv', 'dk', 'dq') and at is None:  # read where it is first used
                     dq_t = self.dq_t[:, own] if dq_t is None else dq_t
                     at = pl.ds(begin + row, self.fit.rows)

@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 MIB = 2**20
+Orders = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Blocks:
         unit 256 wide; one of 128 is as full either way, and loads fewer weights without.
       order: backward only: in which order the code names the five products, of them scores and
         d_weights those of the next strip, and what is made of these two, d_scores. The compiler's
-        schedule keeps near to it.
+        schedule keeps near to it. cut_order: for blocks that the mask cuts, if it is another.
       vmem: bytes the kernel may ask for.
     """
 
@@ -38,7 +39,13 @@ class Blocks:
     resident: int = 16384
     outer: bool = True
     order: tuple[str, ...] = ('scores', 'd_weights', 'd_scores', 'dv', 'dk', 'dq')
+    cut_order: tuple[str, ...] = ()
     vmem: int = 100 * MIB
+
+    @property
+    def orders(self) -> Orders:
+        """Of whole blocks, and of cut ones."""
+        return self.order, self.cut_order or self.order
 
     def fit(self, group: int, t: int, s: int) -> 'Fit':
         """The sizes for t queries in each of `group` heads that share s keys."""
@@ -119,8 +126,8 @@ BACKWARD = {
         strip=1024, outer=False, order=('d_weights', 'scores', 'd_scores', 'dk', 'dq', 'dv'),
     ),
     'v5p': Blocks(
-        strip=1024, outer=False, order=('d_weights', 'dk', 'scores', 'dq', 'd_scores', 'dv'),
-        vmem=60 * MIB,
+        strip=1024, outer=False, order=('d_weights', 'dk', 'scores', 'd_scores', 'dq', 'dv'),
+        cut_order=('d_weights', 'dv', 'scores', 'd_scores', 'dq', 'dk'), vmem=60 * MIB,
     ),
     'v6e': Blocks(rows=256),
     'tpu7x': Blocks(rows=256, vmem=60 * MIB),

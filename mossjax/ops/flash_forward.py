@@ -218,7 +218,7 @@ class _State:
             yield
         self.largest[slot] = largest
 
-    def weigh_and_gather(self, strip: int, begin) -> tile.Pieces:
+    def weigh_and_gather(self, strip: int, begin, masked: bool) -> tile.Pieces:
         """Weights of those scores under the new maximum, and the sum of their values."""
         slot, own = strip % 2, tile.strip_columns(self.fit, strip)
         before = self.top[:, own]
@@ -242,7 +242,7 @@ class _State:
             self.weights[slot, here] = tile.flat(weights).astype(self.weights.dtype)
             yield
 
-    def gather(self, strip: int, begin) -> tile.Pieces:
+    def gather(self, strip: int, begin, masked: bool) -> tile.Pieces:
         """The sum of the values under those weights."""
         slot, own = strip % 2, tile.strip_columns(self.fit, strip)
         gathered = self.acc[:, own]

@@ -124,8 +124,8 @@ def walk(
 
     Args:
       visits: reference of [1, visits + 3], see `flash_mask.Schedule`.
-      produce: (strip, begin, masked), consume: (strip, begin): generators that do a piece of the
-        work between two yields. begin is the block's first key in VMEM.
+      produce, consume: (strip, begin, masked): generators that do a piece of the work between two
+        yields. begin is the block's first key in VMEM, masked whether the mask cuts that block.
     """
     cut, visited = visits[0, 0], visits[0, 1]
 
@@ -137,7 +137,7 @@ def walk(
         for strip in range(fit.strips):
             last = strip + 1 == fit.strips
             ahead = produce(0, after, masked) if last else produce(strip + 1, here, masked)
-            _side_by_side(ahead, consume(strip, here))
+            _side_by_side(ahead, consume(strip, here, masked))
 
     @pl.when(visited > 0)
     def _():

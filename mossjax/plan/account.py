@@ -1,7 +1,7 @@
 """What is to be said of a compiled step: memory, time and what it goes to, in plain figures."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import dataclasses
 
 import jax
@@ -63,12 +63,14 @@ def group_of(part: Part) -> str:
     return 'layers: the rest'
 
 
-def milliseconds(parts: Iterable[Part]) -> dict[str, float]:
+def milliseconds(
+    parts: Iterable[Part], group: Callable[[Part], str] = group_of, digits: int = 1
+) -> dict[str, float]:
     """Rows of the table -> ms of a step, the dearest first."""
     found: dict[str, float] = defaultdict(float)
     for part in parts:
-        found[group_of(part)] += part.seconds * 1e3
-    return {name: round(ms, 1) for name, ms in sorted(found.items(), key=lambda x: -x[1])}
+        found[group(part)] += part.seconds * 1e3
+    return {name: round(ms, digits) for name, ms in sorted(found.items(), key=lambda x: -x[1])}
 
 
 def binding(made: Estimate) -> dict[str, float]:
@@ -99,15 +101,15 @@ def collectives(made: Estimate) -> list[dict]:
     ]  # fmt: skip
 
 
-def dearest(made: Estimate) -> list[dict]:
+def dearest(parts: Iterable[Part]) -> list[dict]:
     """The parts that take longest, those of one place and kind together: ms, runs, file:line."""
     found: dict[tuple, list] = defaultdict(lambda: [0.0, 0])
-    for part in made.parts:
+    for part in parts:
         key = part.kind, part.where or '(no place)', part.shape.partition('{')[0][:60]
         found[key] = [found[key][0] + part.seconds * 1e3, max(found[key][1], part.runs)]
     best = sorted(found.items(), key=lambda x: -x[1][0])[:DEAREST]
     return [
-        {'ms': round(ms, 2), 'runs': runs, 'kind': kind, 'where': where, 'shape': shape}
+        {'ms': round(ms, 3), 'runs': runs, 'kind': kind, 'where': where, 'shape': shape}
         for (kind, where, shape), (ms, runs) in best
     ]
 
@@ -133,7 +135,7 @@ def account(made: Estimate, chip: Chip, memory: Memory, held: Held, work: float)
     """Figures of one compiled step, ready for JSON.
 
     Args:
-      work: operations of a step on one device, by the convention.
+      work: operations of a step on one device.
     """
     bound = binding(made)
     return {
@@ -148,6 +150,6 @@ def account(made: Estimate, chip: Chip, memory: Memory, held: Held, work: float)
         'seconds_of': bound,
         'ms': milliseconds(made.parts),
         'collectives': collectives(made),
-        'dearest': dearest(made),
+        'dearest': dearest(made.parts),
         'no_estimate': dict(made.unknown),
     }  # fmt: skip

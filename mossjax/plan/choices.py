@@ -47,6 +47,15 @@ class Choice:
         """As the user would ask for it, '2xv6e-256'."""
         return f'{self.mesh.slices}x{self.slice.name}' if self.mesh.slices > 1 else self.slice.name
 
+    @property
+    def yields(self) -> float:
+        """What a step is worth beside others': all take the whole batch."""
+        return 1.0
+
+    @property
+    def label(self) -> str:
+        return f'{self.name}, {self.rows} rows, {self.remat}'
+
     def apply(self, config: ConfigDict) -> ConfigDict:
         """The config with this choice in it."""
         config = config.copy_and_resolve_references()
@@ -223,11 +232,11 @@ class Sizes:
         self._state: dict[tuple, tuple] = {}
 
     def __call__(self, choice: Choice) -> Sized:
-        model, held = self._held(choice)
+        model, held, done = self._known(choice)
         tensor, at_once = choice.shape[2], choice.rows * self._context
         step = arithmetic.seconds(
             model, choice.remat, choice.slice.generation, self._context, at_once * choice.parts,
-            tensor,
+            tensor, done,
         )  # fmt: skip
         sums = held.parameters * (choice.parts > 1)  # of the gradients of the parts
         needed = arithmetic.memory(
@@ -235,11 +244,12 @@ class Sizes:
         )
         return Sized(choice, needed, step)
 
-    def _held(self, choice: Choice) -> tuple[LMConfig, account.Held]:
-        """(network's config, state on each device), from shapes alone."""
+    def _known(self, choice: Choice) -> tuple[LMConfig, account.Held, float]:
+        """(network's config, state on each device, operations a token), from shapes alone."""
         key = choice.slice.generation, choice.shape
         if key not in self._state:
             mesh = chips.abstract_mesh(*key, AXES)
             task, layout = programs.task_and_layout(choice.apply(self._config), mesh)
-            self._state[key] = task.config, account.Held.of(layout)
+            done = programs.done(self._config, task, self._context)
+            self._state[key] = task.config, account.Held.of(layout), done
         return self._state[key]

@@ -10,16 +10,18 @@ Pallas kernels are charged what the caller says (`plan.kernels`): the compiler d
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
 from pathlib import Path
+import re
 
 from mossjax.errors import InputError
-from mossjax.parallel.chips import CHIPS
+from mossjax.parallel.chips import CHIPS, Chip
 from mossjax.plan import hlo
+from mossjax.plan.estimate import COLLECTIVES, Part, wire
 from mossjax.plan.hlo import Instruction, Module, array_bytes, arrays
 
 # These move nothing by themselves.
 _FREE = frozenset(
     ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'iota', 'after-all',
-     'opt-barrier', 'copy-done', 'slice-done', 'async-done', 'async-update')
+     'opt-barrier', 'async-update')
 )  # fmt: skip
 KERNEL = 'custom_call_target="tpu_custom_call"'
 
@@ -49,36 +51,61 @@ class Program:
                         yield from self.below(inner)
 
     def seconds(
-        self, name: str, chip: str, way: Callable[[Sequence[str]], int],
+        self, name: str, generation: str, way: Callable[[Sequence[str]], int],
         kernels: Mapping[str, float] | None = None,
     ) -> float:  # fmt: skip
-        """Of one execution of a computation.
+        """Of one execution of a computation, see `parts`."""
+        return sum(part.seconds for part in self.parts(name, generation, way, kernels or {}))
+
+    def parts(
+        self, name: str, generation: str, way: Callable[[Sequence[str]], int],
+        kernels: Mapping[str, float], runs: int = 1,
+    ) -> Iterator[Part]:  # fmt: skip
+        """What one execution of a computation is made of, in its order.
+
+        Their kind is what binds: 'HBM' where its bytes alone take more than half of the time,
+        'links', or 'compute'. A collective is waited for; its latency, which is most of a small
+        one, is not in it.
 
         Args:
-          chip: a key of `chips.CHIPS`.
+          generation: a key of `chips.CHIPS`.
           way: names of the computations of a conditional, in order -> index of the one taken.
           kernels: part of a Pallas kernel's name -> cycles of one call.
 
         Raises:
           InputError: there is a Pallas kernel that `kernels` does not name.
         """
-        clock, bandwidth = CHIPS[chip].clock, CHIPS[chip].bandwidth
-        total = 0.0
         for operation in self.computations[name]:
             if operation.operation == 'while':
-                one = self.seconds(operation.called('body'), chip, way, kernels)
-                total += self.module.trips(operation) * one
+                trips = runs * self.module.trips(operation)
+                yield from self.parts(operation.called('body'), generation, way, kernels, trips)
             elif operation.operation == 'call':
-                total += self.seconds(operation.called('to_apply'), chip, way, kernels)
+                yield from self.parts(operation.called('to_apply'), generation, way, kernels, runs)
             elif operation.operation == 'conditional':
                 ways = operation.all_called('branch_computations')
-                total += self.seconds(ways[way(ways)], chip, way, kernels)
-            elif KERNEL in operation.text:
-                total += _of_kernel(operation, kernels or {}) / clock
-            elif operation.operation not in _FREE:
-                noted = (operation.cycles or 0) / clock
-                total += max(noted, self.bytes(name, operation) / bandwidth)
-        return total
+                yield from self.parts(ways[way(ways)], generation, way, kernels, runs)
+            elif operation.operation not in _FREE and not operation.operation.endswith('-done'):
+                yield self._part(name, operation, CHIPS[generation], kernels, runs)
+
+    def _part(
+        self, name: str, operation: Instruction, chip: Chip, kernels: Mapping[str, float], runs: int
+    ) -> Part:
+        noted = (operation.cycles or 0) / chip.clock
+        if KERNEL in operation.text:  # what it reads of a cache is no more than is said of it
+            noted = streamed = _of_kernel(operation, kernels) / chip.clock
+        else:
+            streamed = self.bytes(name, operation) / chip.bandwidth
+        took = {'HBM' if 2 * streamed > noted else 'compute': max(noted, streamed)}
+        if operation.operation.startswith(COLLECTIVES):
+            sizes = {o.name: o.bytes for o in self.computations[name]}
+            given = sum(sizes.get(operand, 0.0) for operand in operation.operands)
+            took['links'] = wire(operation, given, chip, self.module.partitions)
+        kind = max(took, key=took.get)
+        origin = re.search(r'op_name="([^"]*)"', operation.text)
+        return Part(
+            kind, self.module.where(operation), operation.shape, origin[1] if origin else '', runs,
+            runs * took[kind],
+        )  # fmt: skip
 
     def bytes(self, name: str, operation: Instruction) -> float:
         """What an operation of a computation reads from HBM and writes there, at least."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mossjax.parallel.chips import Chip
 from mossjax.plan.hlo import Instruction, Module, array_bytes, arrays
 
-_COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 # Of a conditional all ways count.
 _CALLED = ('to_apply', 'true_computation', 'false_computation', 'branch_computations')
 # Take no time of their own.
@@ -105,26 +105,31 @@ class _Walk:
             runs, seconds * runs,
         ))  # fmt: skip
 
-    def wire(self, instruction: Instruction, operand_bytes: float) -> float:
-        """Seconds of a collective on a torus, all its links at work."""
-        kind, shape = instruction.operation, instruction.shape
-        if kind.endswith('-start') and shape.startswith('('):
-            shape = max((text for _, text in arrays(shape)), key=array_bytes, default='')
-        size = array_bytes(shape)
-        group = _group(instruction.text, self.module.partitions)
-        share = (group - 1) / group
-        links = self.chip.axes * 2
-        if kind.startswith('all-gather'):
-            moved = size * share
-        elif kind.startswith('reduce-scatter'):
-            moved = operand_bytes * share
-        elif kind.startswith('all-reduce'):
-            moved = 2 * size * share
-        elif kind.startswith('all-to-all'):
-            moved = size * share / 4
-        else:
-            moved, links = size, 1
-        return moved / (self.chip.link * links)
+
+def wire(instruction: Instruction, operand_bytes: float, chip: Chip, everyone: int) -> float:
+    """Seconds of a collective on a torus, all its links at work.
+
+    Args:
+      everyone: devices of the program.
+    """
+    kind, shape = instruction.operation, instruction.shape
+    if kind.endswith('-start') and shape.startswith('('):
+        shape = max((text for _, text in arrays(shape)), key=array_bytes, default='')
+    size = array_bytes(shape)
+    group = _group(instruction.text, everyone)
+    share = (group - 1) / group
+    links = chip.axes * 2
+    if kind.startswith('all-gather'):
+        moved = size * share
+    elif kind.startswith('reduce-scatter'):
+        moved = operand_bytes * share
+    elif kind.startswith('all-reduce'):
+        moved = 2 * size * share
+    elif kind.startswith('all-to-all'):
+        moved = size * share / 4
+    else:
+        moved, links = size, 1
+    return moved / (chip.link * links)
 
 
 class _Line:
@@ -153,7 +158,7 @@ class _Line:
                     self.now += self.walk.computation(name, self.runs)
         elif operation == 'custom-call' and 'tpu_custom_call' in i.text:
             self.kernel(i)
-        elif operation.startswith(_COLLECTIVES):
+        elif operation.startswith(COLLECTIVES):
             self.collective(i)
         elif operation.startswith('async-'):
             self.beside(i)
@@ -197,7 +202,8 @@ class _Line:
 
     def send(self, i: Instruction, sizes: Mapping[str, float], beside: bool) -> _Sent:
         """Puts a collective on the links."""
-        seconds = self.walk.wire(i, sum(sizes.get(name, 0.0) for name in i.operands))
+        given = sum(sizes.get(name, 0.0) for name in i.operands)
+        seconds = wire(i, given, self.walk.chip, self.walk.module.partitions)
         kind = re.sub('-start$', '', i.operation)
         made = Collective(kind, i.bytes, self.runs, seconds * self.runs, beside)
         self.walk.made.collectives.append(made)
@@ -214,7 +220,7 @@ class _Line:
     def inner(self, i: Instruction) -> tuple[list[Instruction], dict[str, float]]:
         """Collectives of the computation that an instruction calls, and sizes there."""
         called = self.walk.module.computations.get(i.called('calls') or '', [])
-        found = [j for j in called if j.operation.startswith(_COLLECTIVES)]
+        found = [j for j in called if j.operation.startswith(COLLECTIVES)]
         return found, {j.name: j.bytes for j in called}
 
     def beside(self, i: Instruction) -> None:

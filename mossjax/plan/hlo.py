@@ -8,6 +8,7 @@ is not known to the compiler.
 from collections.abc import Iterator
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 import re
 
@@ -76,7 +77,8 @@ class Module:
     frames: dict[int, str]
 
     def where(self, instruction: Instruction) -> str:
-        """'file:line' in the project, the innermost two calls, '' if it is none of ours."""
+        """'file:line' in the project, the innermost call and who asked for it, '' if it is none of
+        ours."""
         found = re.search(r'stack_frame_id=(\d+)', instruction.text)
         return self.frames.get(int(found[1]), '') if found else ''
 
@@ -164,7 +166,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _frames(lines: list[str]) -> dict[int, str]:
-    """Tables of source places: frame -> innermost two calls inside the package."""
+    """Tables of source places: frame -> `_place` of it."""
     tables: dict[str, dict[int, str]] = {}
     table = None
     for line in lines:
@@ -186,15 +188,25 @@ def _frames(lines: list[str]) -> dict[int, str]:
         if file and line:
             places[key] = f'{names.get(int(file[1]), "?")}:{line[1]}'
     stack = {key: numbers(text) for key, text in tables.get('StackFrames', {}).items()}
-    found = {}
-    for key in stack:
-        at, calls, seen = key, [], set()
-        while at in stack and at not in seen and len(calls) < 2:
-            seen.add(at)
-            place = places.get(stack[at][0], '')
-            if 'mossjax/' in place:
-                calls.append('mossjax/' + place.rpartition('mossjax/')[2])
-            # The parent is written one too high, none as 0.
-            at = stack[at][1] - 1 if len(stack[at]) > 1 else 0
-        found[key] = ' < '.join(calls)
-    return found
+    return {key: _place(_calls(key, stack, places)) for key in stack}
+
+
+def _calls(key: int, stack: dict[int, list[int]], places: dict[int, str]) -> Iterator[list[str]]:
+    """[file, line] of each call inside the package, the innermost first."""
+    seen = set()
+    while key in stack and key not in seen:
+        seen.add(key)
+        place = places.get(stack[key][0], '')
+        if 'mossjax/' in place:
+            yield ('mossjax/' + place.rpartition('mossjax/')[2]).rsplit(':', 1)
+        # The parent is written one too high, none as 0.
+        key = stack[key][1] - 1 if len(stack[key]) > 1 else 0
+
+
+def _place(calls: Iterator[list[str]]) -> str:
+    """The innermost call, and who in another file asked for it: up to three calls there, since
+    what names a matrix stands above the helpers that multiply it."""
+    files = [(name, [line for _, line in own])
+             for name, own in itertools.islice(itertools.groupby(calls, lambda x: x[0]), 2)]
+    shown = [f'{name}:{", ".join(lines[: 3 if i else 1])}' for i, (name, lines) in enumerate(files)]
+    return ' < '.join(shown)

@@ -25,7 +25,7 @@ BUNDLES: dict[str, dict[str, int]] = {
     },
     'v5p': {
         'bound': 4259, 'bound_whole': 4267, 'online': 4238, 'online_whole': 4133,
-        'flash_forward_tile': 1534, 'backward': 9205, 'backward_whole': 9045,
+        'flash_forward_tile': 1534, 'backward': 9033, 'backward_whole': 8849,
         'flash_backward_tile': 3506, 'norm_rope_forward': 992, 'norm_rope_backward': 1346,
     },
     'v6e': {

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from mossjax.data.builder import open_rows
 from mossjax.errors import InputError
-from mossjax.models.lm import flops
 from mossjax.models.lm.config import LMConfig
 from mossjax.parallel import rules
 from mossjax.train import lm, state, step
@@ -26,6 +25,7 @@ class Program:
       lowered: for TPU. layout: of its state (`train.state.Layout`).
       model: of its network. rows, context: on each part of the mesh that holds rows, at a time.
       parts: that a batch is taken in.
+      done: operations a token, see `models.lm.flops.done`.
     """
 
     lowered: Any
@@ -34,6 +34,7 @@ class Program:
     rows: int
     context: int
     parts: int
+    done: float
 
     @property
     def tokens(self) -> int:
@@ -42,8 +43,8 @@ class Program:
 
     @property
     def work(self) -> float:
-        """Operations of a step on one device, by the convention (`models.lm.flops`)."""
-        return flops.convention(self.model, self.context) * self.tokens / self.tensor
+        """Operations of a step on one device; where all is trained, those of the convention."""
+        return self.done * self.tokens / self.tensor
 
     @property
     def tensor(self) -> int:
@@ -69,7 +70,15 @@ def training(config: ConfigDict, mesh, rows: int, context: int, parts: int) -> P
         'segments': make(grid), 'positions': make(grid),
     }  # fmt: skip
     lowered = step.lower(task, layout, jnp.dtype(config.compute_dtype), batch, parts)
-    return Program(lowered, layout, task.config, rows, context, parts)
+    return Program(
+        lowered, layout, task.config, rows, context, parts, done(config, task, context)
+    )  # fmt: skip
+
+
+def done(config: ConfigDict, task: lm.LMTask, context: int) -> float:
+    """Operations a token of what a config leaves to train."""
+    tokens = {'tokens': jax.ShapeDtypeStruct((1, context, 2), jnp.int32)}
+    return task.flops(tokens, config.optim.frozen)[1]
 
 
 def check_task(config: ConfigDict) -> None:
@@ -82,6 +91,16 @@ def check_task(config: ConfigDict) -> None:
             f'config.task is {config.task!r}: only steps of the language model are planned; '
             'the tokenizer and the decoder fit one chip'
         )
+
+
+def model_of(config: ConfigDict) -> LMConfig:
+    """The network of a language model config.
+
+    Raises:
+      InputError: the config is of another network, or names no model.
+    """
+    check_task(config)
+    return lm.make_task(config, batches=None).config
 
 
 def task_and_layout(config: ConfigDict, mesh) -> tuple[lm.LMTask, state.Layout]:

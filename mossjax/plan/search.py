@@ -22,7 +22,7 @@ from mossjax.plan.choices import Choice, Sized
 
 CODES_A_SECOND = 12.5
 TRIES = 4  # changes of a kind that are compiled where nothing fits
-_ROUND = 2  # of what is remembered: another figure when accounts change
+_ROUND = 3  # of what is remembered: another figure when accounts change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Planned:
         """
         choice = self.sized.choice
         row = {
-            'slice': choice.name, 'chips': choice.chips,
+            'slice': choice.name, 'chips': choice.chips, 'label': choice.label,
             'mesh': dict(zip(AXES, choice.shape, strict=True)),
             'rows': choice.rows, 'parts': choice.parts, 'remat': choice.remat, 'context': context,
             'flags': choice.shown(), 'fits': self.fits,
@@ -72,6 +72,27 @@ class Planned:
         return row
 
 
+def remembered(
+    cache: Path, lowered, name: str, generation: str, kind: str, make: Callable[[], dict]
+) -> dict:
+    """What was found of a program, by its hash; made if nothing is remembered.
+
+    Args:
+      name: of the slice. kind: `options.TRAIN` or SPEAK.
+    """
+    digest = compiler.program_hash(lowered)
+    told = options.options(generation, kind)
+    versions = jax.__version__, importlib.metadata.version('libtpu'), _ROUND
+    key = repr((digest, name, sorted(told.items()), versions))
+    file = cache / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.json'
+    if file.exists():
+        return files.read_json(file)
+    found = {'program_sha256': digest, **make()}
+    with files.replacing(file) as temporary:
+        temporary.write_text(json.dumps(found))
+    return found
+
+
 class Compiler:
     """Choices -> Planned; each program is compiled once and remembered by its hash.
 
@@ -89,20 +110,10 @@ class Compiler:
             choice.apply(self._config), make_mesh(choice.mesh, devices), choice.rows,
             self._context, choice.parts,
         )  # fmt: skip
-        digest = compiler.program_hash(program.lowered)
-        file = self._file(choice, digest)
-        if file.exists():
-            return Planned(sized, files.read_json(file))
-        found = {'program_sha256': digest, **self._compile(choice, program)}
-        with files.replacing(file) as temporary:
-            temporary.write_text(json.dumps(found))
-        return Planned(sized, found)
-
-    def _file(self, choice: Choice, digest: str) -> Path:
-        told = options.options(choice.slice.generation, options.TRAIN)
-        versions = jax.__version__, importlib.metadata.version('libtpu'), _ROUND
-        key = repr((digest, choice.name, sorted(told.items()), versions))
-        return self._cache / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.json'
+        return Planned(sized, remembered(
+            self._cache, program.lowered, choice.name, choice.slice.generation, options.TRAIN,
+            lambda: self._compile(choice, program),
+        ))  # fmt: skip
 
     def _compile(self, choice: Choice, program: programs.Program) -> dict:
         with tempfile.TemporaryDirectory() as dump:
@@ -149,19 +160,16 @@ def plan(
             if sized.memory > SLACK * sized.limit:
                 made.append(Planned(sized, _too_large(sized)))
                 continue
-            tell_user(_name(sized))
+            tell_user(sized.choice.label)
             made.append(compiled(sized))
             fit += made[-1].fits
     return sorted(made, key=_rank)
 
 
-def _name(sized: Sized) -> str:
-    return f'{sized.choice.name}, {sized.choice.remat}, {sized.choice.rows} rows'
-
-
 def _rank(planned: Planned) -> tuple:
+    choice = planned.sized.choice
     seconds = planned.found['seconds'] if planned.fits else planned.sized.seconds
-    return not planned.fits, seconds * planned.sized.choice.chips
+    return not planned.fits, seconds * choice.chips / choice.yields
 
 
 def _too_large(sized: Sized) -> dict:
@@ -186,8 +194,8 @@ def change(
             if _differ(choice, other) <= wanted
         }  # fmt: skip
         found = [each for each in map(sizes, others - tried) if each.memory <= each.limit]
-        for sized in sorted(found, key=_cheapest)[:TRIES]:
-            tell_user(_name(sized))
+        for sized in sorted(found, key=cost)[:TRIES]:
+            tell_user(sized.choice.label)
             made = compiled(sized)
             if made.fits:
                 return made
@@ -195,9 +203,12 @@ def change(
     return None
 
 
-def _cheapest(sized: Sized) -> tuple:
-    """To a thousandth: arithmetic gives every slice of a generation the same chip-hours."""
-    return float(f'{sized.chip_hours(1):.3g}'), sized.choice.chips, sized.memory
+def cost(sized: Sized) -> tuple:
+    """Chip-seconds of what a step yields, to a thousandth: by arithmetic every slice of a
+    generation takes the same to train."""
+    choice = sized.choice
+    taken = sized.seconds * choice.chips / choice.yields
+    return float(f'{taken:.3g}'), choice.chips, sized.memory
 
 
 def _differ(a: Choice, b: Choice) -> int:

@@ -1,6 +1,6 @@
 """What is planned, for people: a table, the dearest parts, a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import html
 
 from mossjax.parallel.chips import GIB
@@ -11,14 +11,30 @@ METHOD = (
     'not in it. Nothing was measured on a TPU. Absolute times to some 15 %, ratios better; memory '
     "is the compiler's own peak."
 )
+SPEECH_METHOD = (
+    "Estimated by the TPU compiler's own cycles of every operation, or its bytes over the "
+    "bandwidth where those take longer, a collective by its bytes over the links; latency, which "
+    'is most of a small collective, and the host are not in it. The text branch catches up now and '
+    'then: its share of a row is in the mean. Nothing was measured on a TPU.'
+)
 _HEAD = ('slice', 'mesh', 'rows', 'remat', 'GiB', 'of', 'state', 'step s', 'peak', 'binds',
          'tokens/s', 'speech s/s', 'chip-hours')  # fmt: skip
+_SPEECH_HEAD = ('slice', 'held', 'lanes', 'rows', 'GiB', 'of', 'weights', 'cache', 'ms a row',
+                'x bytes', 'binds', 'rows/s', 'speech s/s', 'chip-h an hour')  # fmt: skip
 _COLOURS = ('#3f6fb5', '#6ca6d9', '#d9822b', '#b5513f', '#7a9c59', '#8c6bb1', '#c9b458', '#777777')
 
 
 def table(rows: Sequence[dict]) -> str:
     """One line for each planned choice (`search.Planned.figures`), best first."""
-    lines = [_HEAD, *(_fitting(row) if row['fits'] else _refused(row) for row in rows)]
+    return _aligned([_HEAD, *(_fitting(row) if row['fits'] else _refused(row) for row in rows)])
+
+
+def speech_table(rows: Sequence[dict]) -> str:
+    """The like of choices to speak (`speech.figures`)."""
+    return _aligned([_SPEECH_HEAD, *map(_speaking, rows)])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return '\n'.join(
         '  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -51,11 +67,38 @@ def _refused(row: dict) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _speaking(row: dict) -> tuple[str, ...]:
+    common = row['slice'], row['held'], str(row['lanes']), str(row['rows'])
+    if not row['fits']:
+        needed = row.get('needed')
+        said = f'{needed / GIB:.1f}' if needed else '?'
+        return *common, said, '', '', '', '', '', 'does not fit', '', '', ''
+    held = row['bytes']
+    return (
+        *common, *(f'{held[name] / GIB:.1f}' for name in ('peak', 'limit', 'parameters', 'cache')),
+        f'{row["seconds"] * 1e3:.2f}', f'{row["over_roofline"]:.2f}', row['binds'],
+        f'{row["tokens_per_second"]:,.0f}', f'{row["speech_seconds_per_second"]:,.1f}',
+        f'{row["chip_hours_of_an_hour"]:.2g}',
+    )  # fmt: skip
+
+
+def speech_details(row: dict) -> str:
+    """Of one choice to speak: memory, and where the time of a row goes."""
+    held = row['bytes']
+    shared = f', on {row["shared"]} chips' * (row['shared'] > 1)
+    return '\n'.join([
+        f'{row["label"]}{shared}',
+        '  memory of a chip: ' + ', '.join(
+            f'{name} {held[name] / GIB:.2f} GiB' for name in ('parameters', 'cache', 'activations')
+        ) + f'; beside it a codec of {held["codec"] / GIB:.2f} GiB',
+        *_spent(row),
+    ])  # fmt: skip
+
+
 def details(row: dict) -> str:
     """Of one choice: memory, collectives, and where the time goes."""
-    held, ms = row['bytes'], row['ms']
-    total = sum(ms.values())
-    lines = [
+    held = row['bytes']
+    return '\n'.join([
         f'{row["slice"]}: {row["flags"]}',
         '  memory of a chip: ' + ', '.join(
             f'{name} {held[name] / GIB:.2f} GiB'
@@ -63,21 +106,31 @@ def details(row: dict) -> str:
         ),
         f'  with the bound for a maximum in attention {row["seconds_bound"]:.3g} s instead of '
         f'{row["seconds"]:.3g} s',
-        '  time by part:',
-        *(f'    {each:9.1f} ms {each / total:6.1%}  {name}' for name, each in ms.items()),
-        '  collectives, by time on the links:',
-        *(
-            f'    {x["wire_ms"]:9.1f} ms, {x["exposed_ms"]:.1f} exposed  {x["kind"]} of {x["mib"]} '
-            f'MiB, {x["runs"]} times' + (', beside others' if x['beside_others'] else '')
-            for x in row['collectives'][:8]
-        ),
-    ]  # fmt: skip
-    return '\n'.join(lines)
+        *_spent(row),
+    ])  # fmt: skip
+
+
+def _spent(row: dict) -> Iterator[str]:
+    """Time by part, and the collectives."""
+    total = sum(row['ms'].values())
+    digits = 1 if total > 100 else 3
+    yield '  time by part:'
+    for name, each in row['ms'].items():
+        yield f'    {each:9.{digits}f} ms {each / total:6.1%}  {name}'
+    if not row['collectives']:
+        return
+    yield '  collectives, by time on the links:'
+    for x in row['collectives'][:8]:
+        beside = ', beside others' * x['beside_others']
+        yield (
+            f'    {x["wire_ms"]:9.{digits}f} ms, {x["exposed_ms"]:.{digits}f} exposed  {x["kind"]} '
+            f'of {x["mib"]} MiB, {x["runs"]} times{beside}'
+        )
 
 
 def explained(row: dict) -> str:
     """The dearest parts of the step, with their places."""
-    lines = [f'{row["slice"]}: the dearest parts of a step']
+    lines = [f'{row["label"]}: the dearest parts of a step']
     lines += [
         f'  {x["ms"]:9.2f} ms  {x["kind"]:10}  {x["where"]}  {x["shape"]}  ({x["runs"]} times)'
         for x in row['dearest']
@@ -95,8 +148,7 @@ def picture(rows: Sequence[dict]) -> str:
     marks = []
     for i, row in enumerate(rows):
         y, x = 16 + i * high, left
-        label = f'{row["slice"]}, {row["rows"]} rows, {row["remat"]}'
-        marks.append(_text(left - 8, y + 13, label, 'end'))
+        marks.append(_text(left - 8, y + 13, row['label'], 'end'))
         for name, ms in row['ms'].items():
             width = ms / longest * wide
             marks.append(
@@ -104,7 +156,7 @@ def picture(rows: Sequence[dict]) -> str:
                 f'fill="{colours[name]}"><title>{html.escape(name)}: {ms} ms</title></rect>'
             )
             x += width
-        marks.append(_text(x + 6, y + 13, f'{row["seconds"]:.3g} s'))
+        marks.append(_text(x + 6, y + 13, _duration(row['seconds'])))
     top = 28 + len(rows) * high
     for i, name in enumerate(names):
         x, y = left + i % 3 * 220, top + i // 3 * 20
@@ -120,3 +172,7 @@ def picture(rows: Sequence[dict]) -> str:
 
 def _text(x: float, y: float, words: str, anchor: str = 'start') -> str:
     return f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}">{html.escape(words)}</text>'
+
+
+def _duration(seconds: float) -> str:
+    return f'{seconds:.3g} s' if seconds >= 1 else f'{seconds * 1e3:.3g} ms'

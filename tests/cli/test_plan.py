@@ -82,10 +82,37 @@ def test_where_nothing_fits_the_cheapest_change_is_named(config, tmp_path, capsy
     assert change['flags'] in said and 'The change of fewest chip-hours' in said
 
 
+@pytest.mark.tpu_compile
+def test_the_step_that_speaks_is_planned_too(config, tmp_path, capsys):
+    code = mossjax(
+        'plan', '--speak', '--config', config, '--slices', 'v5e-1', '--context', 64, '--lanes', 2,
+        '--cache', tmp_path / 'cache', '--json', tmp_path / 'plan.json', '--explain',
+        '--picture', tmp_path / 'plan.svg',
+    )  # fmt: skip
+    assert code == 0
+    said = capsys.readouterr().out
+    [row] = json.loads((tmp_path / 'plan.json').read_text())['plans']
+    assert (row['held'], row['lanes'], row['rows'], row['shared']) == ('bfloat16', 2, 64, 1)
+    held = row['bytes']
+    assert held['parameters'] + held['cache'] <= held['peak'] < held['limit'] - held['codec']
+    assert row['speech_seconds_per_second'] == pytest.approx(2 / 12.5 / row['seconds'])
+    assert sum(row['ms'].values()) == pytest.approx(1e3 * row['seconds'], rel=0.05, abs=0.005)
+    assert sum(row['seconds_of'].values()) == pytest.approx(row['seconds'])
+    assert row['over_roofline'] > 1
+    assert sum('mossjax/' in line for line in said.splitlines()) >= 5  # places of dear parts
+    assert (tmp_path / 'plan.svg').read_text().startswith('<svg')
+
+
 @pytest.mark.parametrize(
     ('arguments', 'named'),
     [
         ((), 'no --config'),
+        (('--speak',), 'no --slices'),
+        (('--speak', '--slices', 'v6e-16'), 'it has 4 hosts'),
+        (('--speak', '--slices', 'v6e-1', '--rows', 2), '--rows is of a step that trains'),
+        (('--speak', '--slices', 'v6e-1', '--held', 'int4'), '--held int4: choose from'),
+        (('--speak', '--slices', 'v6e-1', '--context', 10**6), 'the model has 40960 positions'),
+        (('--config', 'CONFIG', '--slices', 'v5e-4', '--lanes', 2), '--lanes is of a step that sp'),
         (('--config', 'CONFIG'), 'no --slices'),
         (('--config', 'CONFIG', '--slices', 'v5p-3', '--context', 64), 'v5p-3: no such slice'),
         (('--config', 'CONFIG', '--slices', 'v5e-16', '--context', 64), 'no multiple of the 16'),

@@ -39,3 +39,21 @@ def test_rows_and_their_gradient(rng, preset, sizes, width):
     np.add.at(want, ids.reshape(-1), np.asarray(slopes, np.float64).reshape(-1, width))
     np.testing.assert_allclose(np.asarray(gradient, np.float64), want, rtol=2**-8)
     assert not rows.sharding.is_fully_replicated
+
+
+def test_few_positions_of_devices_that_share_them_do_not_move_the_table(rng):
+    vocab, mesh = 64, make_mesh(MeshConfig(data=2, fsdp=1, tensor=4))
+    table = jnp.asarray(rng.normal(size=(vocab, 8)), jnp.bfloat16)
+    ids = rng.integers(0, vocab, (2, 5))
+    ids[0, :2] = -3, vocab + 4
+    where = jax.NamedSharding(mesh, jax.P('tensor'))
+
+    @jax.jit
+    def run(table, ids):
+        with sharding_scope(mesh, rules.resolver(rules.preset('fsdp_tensor'))):
+            return lookup(table, ids)
+
+    compiled = run.lower(jax.device_put(table, where), ids).compile()
+    assert 'all-gather' not in compiled.as_text()
+    rows = compiled(jax.device_put(table, where), ids)
+    np.testing.assert_array_equal(rows, np.asarray(table)[np.clip(ids, 0, vocab - 1)])

@@ -21,8 +21,9 @@ from mossjax.parallel.mesh import MeshConfig, make_mesh
 SMALL = Blocks(columns=256, strip=512, keys=128, rows=128)
 IN_PARTS = Blocks(columns=256, strip=512, keys=128, rows=128, resident=128, outer=False)
 IN_PIECES = Blocks(
-    columns=256, strip=512, keys=256, rows=128, outer=False, order=BACKWARD['v5p'].order
-)
+    columns=256, strip=512, keys=256, rows=128, outer=False, order=BACKWARD['v5p'].order,
+    cut_order=BACKWARD['v5p'].cut_order,
+)  # fmt: skip
 LARGEST = {'float32': 1e-5, 'bfloat16': 5e-3}  # of ||difference|| / ||reference||
 
 
