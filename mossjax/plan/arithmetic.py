@@ -2,8 +2,9 @@
 
 Memory: the state's own bytes, what each layer keeps of a position under a remat policy, and what
 the heads take while they are whole. Time: the operations by the convention and those done again,
-at the share of a chip's peak that compiled steps reach. Both are within a fifth of the compiler's
-account of the stage 2 steps on record; what comes near a limit is compiled.
+at the share of a chip's peak that compiled steps reach, and the sums over chips that share a row.
+Both are within a fifth of the compiler's account of the stage 2 steps on record, where four chips
+share a row below it by up to a half (memory) and a quarter (time); what may fit is compiled.
 """
 
 from mossjax.models.lm import flops
@@ -13,6 +14,7 @@ from mossjax.parallel.chips import CHIPS
 # What is computed, again or not, beside the peak: that of the stage 2 steps on record by estimate
 # (`experiments/benchmarks/step.json`); a test holds it to them.
 EFFICIENCY = {'v5p': 0.83, 'v5e': 0.81, 'v6e': 0.58}
+REDUCED = 9  # activations summed over chips that share a row, times a layer, forward and back
 SLACK = 1.2  # what is larger than this times the memory of a chip is not compiled
 _HALF, _FULL = 2, 4  # bytes of bfloat16 and float32
 
@@ -84,10 +86,11 @@ def seconds(
 ) -> float:  # fmt: skip
     """Of a step in which each device, or group of `tensor` devices, sees so many tokens.
 
-    Args:
-      done: operations a token, of a run that does not train all; by the convention otherwise.
+    Devices that share a row wait for the sums of what each has computed of a layer.
     """
-    once = flops.convention(model, context) if done is None else done
-    work = once + again(model, remat, context)
+    work = flops.convention(model, context) + again(model, remat, context)
     chip = CHIPS[generation]
-    return work * tokens / tensor / (chip.flops * EFFICIENCY[generation])
+    computing = work * tokens / tensor / (chip.flops * EFFICIENCY[generation])
+    activations = _HALF * model.hidden_size * tokens
+    moved = layers(model) * REDUCED * 2 * activations * (tensor - 1) / tensor
+    return computing + moved / (chip.link * 2 * chip.axes)
