@@ -87,8 +87,12 @@ def seconds(
     """Of a step in which each device, or group of `tensor` devices, sees so many tokens.
 
     Devices that share a row wait for the sums of what each has computed of a layer.
+
+    Args:
+      done: operations a token, of a run that does not train all; by the convention otherwise.
     """
-    work = flops.convention(model, context) + again(model, remat, context)
+    once = flops.convention(model, context) if done is None else done
+    work = once + again(model, remat, context)
     chip = CHIPS[generation]
     computing = work * tokens / tensor / (chip.flops * EFFICIENCY[generation])
     activations = _HALF * model.hidden_size * tokens
