@@ -13,7 +13,7 @@ from mossjax.nn.transformer import Block
 from mossjax.ops import rope
 from mossjax.ops.attention import Mask, attention
 
-D, T = 32, 16
+D, T = 32, 24  # more rows than `ops.contract.FEW_ROWS`: each product stands there once
 # Of a layer's products again: scores and weighted values; the gated MLP's wide two; the heads'
 # four. The last one, down, nobody needs twice.
 AGAIN = {'none': 0, 'projections': 2, 'heads': 2 + 2, 'attention': 2 + 2 + 4, 'full': 2 + 2 + 4}
