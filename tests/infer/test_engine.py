@@ -84,6 +84,27 @@ def test_the_batch_changes_no_lane(generator, params, settings):
         same(got, fresh(generator, params, asked[number], own[number], keys[number]))
 
 
+def test_a_lane_that_joins_late_is_served_within_two_steps(generator, params):
+    """Of the engine, a few rows each: counted by what another lane says meanwhile."""
+    long = dataclasses.replace(GREEDY, max_new_tokens=64, min_new_tokens=64)
+    (first, second), (key, other) = prompts(2), row_keys(0, 2)
+    engine = Engine(generator.programs, params, LANES)
+    early = engine.open()
+    engine.extend(early, first)
+    engine.speak(early, long, key)
+    late, between = None, 0
+    for said in engine.run():
+        if said.lane == late:
+            break
+        between += len(said.rows) * (late is not None)
+        if late is None and said.lane == early:
+            late = engine.open()
+            engine.extend(late, second)
+            engine.speak(late, long, other)
+    assert said.lane == late and len(said.rows) == buckets.STEPS
+    assert between <= 2 * buckets.STEPS
+
+
 class Counting(Engine):
     """Notes the rows it reads."""
 
