@@ -10,12 +10,11 @@ reference. TFLOP/s count the lower triangle only, the backward pass as 2.5 times
 
 from collections.abc import Callable
 import functools
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.passes import median_seconds, passes
 from mossjax.nn.flash import flash
 from mossjax.ops.attention import Mask, attention
 
@@ -56,31 +55,6 @@ def inputs(t: int, packed: bool):
     return q, k, v, weights, Mask(causal=True, q_segments=segments, kv_segments=segments)
 
 
-def passes(attend: Callable) -> dict[str, Callable]:
-    """Jitted (q, k, v, weights, mask) -> results."""
-
-    def both(q, k, v, weights, mask):
-        out, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask), q, k, v)
-        return out, *back(weights)
-
-    return {
-        'forward': jax.jit(lambda q, k, v, weights, mask: (attend(q, k, v, mask),)),
-        'forward_backward': jax.jit(both),
-    }
-
-
-def milliseconds(run: Callable) -> float:
-    """The median of ROUNDS calls, each waited for."""
-    for _ in range(WARM):
-        jax.block_until_ready(run())
-    times = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - began)
-    return statistics.median(times) * 1e3
-
-
 def off(attend: Callable) -> dict[str, float]:
     """||difference|| / ||float32 reference|| of the output and the gradients of q, k, v."""
     *arrays, mask = inputs(SMALL, packed=True)
@@ -101,7 +75,7 @@ def case(attend: Callable, t: int, packed: bool) -> dict[str, float]:
     forward = 2 * HEADS * HEAD * t**2  # two products, half of the square
     found = {}
     for name, run in passes(attend).items():
-        ms = milliseconds(functools.partial(run, *arrays, mask))
+        ms = 1e3 * median_seconds(functools.partial(run, *arrays, mask), ROUNDS, WARM)
         work = forward * (1 if name == 'forward' else 3.5)
         found |= {f'{name}_ms': round(ms, 3), f'{name}_tflops': round(work / ms / 1e9, 1)}
     return found

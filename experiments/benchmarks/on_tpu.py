@@ -13,16 +13,15 @@ a kernel is wrong; 2 without a TPU.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import statistics
 import sys
 import tempfile
-import time
 
 from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks.passes import median_seconds, passes
 from experiments.proofs import record
 from mossjax.errors import InputError
 from mossjax.models.lm import flops
@@ -96,22 +95,11 @@ def inputs(t: int, dtype, heads: int = HEADS, kv_heads: int = KV_HEADS):
     return q, k, v, weights, Mask(causal=True, q_segments=segments, kv_segments=segments)
 
 
-def both(attend: Callable) -> Callable:
-    """(q, k, v, weights, mask) -> (out, dq, dk, dv), jitted."""
-
-    @jax.jit
-    def run(q, k, v, weights, mask):
-        out, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask), q, k, v)
-        return out, *back(weights)
-
-    return run
-
-
 def off(attend: Callable, dtype: str, t: int = POSITIONS, **heads) -> dict[str, float]:
     """||difference|| / ||float64|| of the output and of each gradient."""
     *arrays, mask = inputs(t, jnp.dtype(dtype), **heads)
     with jax.default_matmul_precision('highest'):
-        got = both(attend)(*arrays, mask)
+        got = passes(attend)['forward_backward'](*arrays, mask)
     want = exact(*arrays, np.asarray(mask.visible(t, t))[0])
     return {
         name: float(np.linalg.norm(np.asarray(g, np.float64) - w) / np.linalg.norm(w))
@@ -128,26 +116,13 @@ def check_kernels(attend: Callable = flash, **sizes) -> dict:
     return found
 
 
-def median_seconds(run: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """Of a call that is waited for."""
-    for _ in range(WARM):
-        jax.block_until_ready(run())
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
 def attention_times(generation: str) -> dict[str, float]:
     """Milliseconds of a causal row of CONTEXT positions, measured beside estimated."""
     *arrays, _ = inputs(CONTEXT, jnp.bfloat16)
     mask = Mask(causal=True)
-    forward = jax.jit(functools.partial(flash, mask=mask))
     found = {
-        'forward_ms': 1e3 * median_seconds(lambda: forward(*arrays[:3])),
-        'forward_backward_ms': 1e3 * median_seconds(lambda: both(flash)(*arrays, mask)),
+        f'{name}_ms': 1e3 * median_seconds(functools.partial(run, *arrays, mask), ROUNDS, WARM)
+        for name, run in passes(flash).items()
     }
     if generation in kernels.BUNDLES:
         clock = chips.CHIPS[generation].clock
@@ -221,7 +196,7 @@ def run_step(task: lm.LMTask, devices, context: int, dump: str | None = None) ->
         held[0], metrics = compiled(held[0], batch, key)
         return metrics['loss']
 
-    seconds = median_seconds(once)
+    seconds = median_seconds(once, ROUNDS, WARM)
     loss = float(once())
     if not np.isfinite(loss):
         raise RuntimeError(f'the loss of the step is {loss}')

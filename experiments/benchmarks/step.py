@@ -48,7 +48,7 @@ def table(case: proof.Case, dump: str) -> dict:
         'tokens_per_second_and_chip': round(tokens / online.seconds),
         'exposed_collectives_ms': round(online.exposed * 1e3, 1),
         'ms': account.milliseconds(online.parts),
-        'collectives': account.collectives(online)[:12],
+        'collectives': account.collectives(online.collectives)[:12],
         'dearest': account.dearest(online.parts),
         'no_estimate': dict(online.unknown),
     }

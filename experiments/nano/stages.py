@@ -13,6 +13,7 @@ import json
 import os
 from pathlib import Path
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from experiments.nano import examples, measure, render, text, world
+from mossjax.convert import codec_directory, codec_speaker, codec_vocoder
 from mossjax.convert.codec_flow import save_flow
 from mossjax.convert.codec_speaker import save_campp
 from mossjax.convert.codec_tokenizer import save_tokenizer
@@ -317,6 +319,17 @@ def decoder_voices(workdir: Path, effort: float) -> dict:
     made = VoiceMaker.open(workdir / 'codec').make(*read_recording(own.audio))
     voices.save(workdir / 'codec' / VOICE, made)
     return facts_of(config, state) | {'last': last_metrics(workdir / 'decoder_voices')}
+
+
+def check_voiced(codec: str) -> None:
+    """Ends the process unless a codec has what the stages `vocoder` and `speaker` add to one."""
+    parts = {'vocoder': codec_vocoder.STEM, 'speaker': codec_speaker.STEM}
+    if missing := [stage for stage, stem in parts.items() if not codec_directory.has(codec, stem)]:
+        sys.exit(
+            f'{codec} lacks what the stage {missing[0]!r} trains; run python -m '
+            f'experiments.nano.run --workdir runs/nano --stage {missing[0]}, then give --codec '
+            'runs/nano/codec'
+        )
 
 
 def vocoder(workdir: Path, effort: float) -> dict:

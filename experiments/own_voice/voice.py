@@ -11,7 +11,7 @@ codec makes of their codes: as it was, as it was but told the new voice, and tra
 the same command goes on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from pathlib import Path
 import shutil
@@ -169,21 +169,24 @@ def make_voice(codec: str, recordings: Sequence[Recording]) -> Voice:
     return VoiceMaker.open(codec).make(wave, rate, path)
 
 
-def likeness(
-    codec: str, judge: SpeakerEncoder, recordings: Sequence[Recording], told: Voice | None = None
-) -> float:
-    """Mean cosine of recordings with what a codec makes of their codes.
+def spoken_by(
+    decoder: SpeechDecoder, codes: Sequence[np.ndarray], told: Voice | None = None
+) -> list[np.ndarray]:
+    """Codes as waves at 16 kHz.
 
     Args:
       told: in whose voice; by default the codec's own.
     """
-    heard = [audio.load(r.audio, hearing.RATE) for r in recordings]
-    codes = SpeechTokenizer.open(codec).encode(heard)
-    said = SpeechDecoder.open(codec).decode_many(codes, voice=told)
-    return float(np.mean([
-        cosine(judge(a), judge(resample(b, SpeechDecoder.rate, fbank.RATE)))
-        for a, b in zip(heard, said, strict=True)
-    ]))
+    said = decoder.decode_many(codes, voice=told)
+    return [resample(wave, SpeechDecoder.rate, fbank.RATE) for wave in said]
+
+
+def likeness(
+    judge: Callable[[np.ndarray], np.ndarray], one: Sequence[np.ndarray],
+    other: Sequence[np.ndarray],
+) -> float:  # fmt: skip
+    """Mean cosine of what is heard of waves at 16 kHz, pair by pair."""
+    return float(np.mean([cosine(judge(a), judge(b)) for a, b in zip(one, other, strict=True)]))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -216,10 +219,14 @@ def teach(folder: str, codec: str, workdir: Path, out: Path, training: Training)
     if codec_directory.has(codec, codec_vocoder.STEM):
         made = train(workdir, str(made), vocoder_config(workdir, codec, training))
     voices.save(made / VOICE, own)  # else it would speak in the voice of the codec it comes from
-    found = {
-        'before': likeness(codec, judge, kept), 'told': likeness(codec, judge, kept, own),
-        'after': likeness(str(made), judge, kept),
+    heard = [audio.load(r.audio, hearing.RATE) for r in kept]
+    codes = SpeechTokenizer.open(codec).encode(heard)
+    old = SpeechDecoder.open(codec)
+    said = {
+        'before': spoken_by(old, codes), 'told': spoken_by(old, codes, own),
+        'after': spoken_by(SpeechDecoder.open(str(made)), codes),
     }  # fmt: skip
+    found = {name: likeness(judge, heard, waves) for name, waves in said.items()}
     shutil.move(made, out)
     return found
 

@@ -13,7 +13,7 @@ recordings of the nano voices says what is much and what is little.
 Fails unless both networks learnt, the rest kept its bytes, and likeness rose by GAIN.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import hashlib
 import itertools
 from pathlib import Path
@@ -26,7 +26,7 @@ from absl import app, flags, logging
 import jax
 import numpy as np
 
-from experiments.nano import world
+from experiments.nano import stages, world
 from experiments.own_voice import voice
 from experiments.proofs import record
 from mossjax.convert import codec_directory
@@ -36,11 +36,9 @@ from mossjax.infer import audio
 from mossjax.infer.assets import HELDOUT, Assets, shipped
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.speech_tokenizer import SpeechTokenizer
-from mossjax.infer.voice import Voice
 from mossjax.infer.voice_maker import SpeakerEncoder
 from mossjax.models.speaker import fbank
 from mossjax.models.tokenizer import mel as hearing
-from mossjax.ops.resample import resample
 
 SPEAKER = 'en-us+f3'  # a voice of espeak-ng
 SENTENCES = 40
@@ -92,21 +90,6 @@ def judges(codec: str) -> dict[str, Judge]:
     return found
 
 
-def copied(
-    codec: str, heard: Sequence[np.ndarray], told: Voice | None = None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Recordings beside what they are after a codec's speech codes and back, all at 16 kHz."""
-    codes = SpeechTokenizer.open(codec).encode(heard)
-    said = SpeechDecoder.open(codec).decode_many(codes, voice=told)
-    said = [resample(wave, SpeechDecoder.rate, fbank.RATE) for wave in said]
-    return list(zip(heard, said, strict=True))
-
-
-def likeness(judge: Judge, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Mean cosine."""
-    return round(float(np.mean([voice.cosine(judge(a), judge(b)) for a, b in pairs])), 4)
-
-
 def moved(before: str, after: Path) -> dict[str, float]:
     """The largest change of a weight in each network that learnt.
 
@@ -137,19 +120,22 @@ def taught(codec: str, root: Path, steps: int) -> dict:
     heard = [audio.load(r.audio, hearing.RATE) for r in back]
     nano = Assets.open(shipped())
     others = [nano.load(clip, hearing.RATE) for clip in nano.questions(HELDOUT)[: len(heard)]]
+    codes = SpeechTokenizer.open(codec).encode(heard)
+    old, new = SpeechDecoder.open(codec), SpeechDecoder.open(str(root / 'codec'))
+    first, second = zip(*itertools.combinations(heard, 2), strict=True)
     pairs = {
-        'before': copied(codec, heard),
-        'told': copied(codec, heard, voice.make_voice(codec, learnt)),
-        'after': copied(str(root / 'codec'), heard),
-        'recordings_with_each_other': list(itertools.combinations(heard, 2)),
-        'recordings_with_nano_voices': list(zip(heard, others, strict=True)),
+        'before': (heard, voice.spoken_by(old, codes)),
+        'told': (heard, voice.spoken_by(old, codes, voice.make_voice(codec, learnt))),
+        'after': (heard, voice.spoken_by(new, codes)),
+        'recordings_with_each_other': (first, second),
+        'recordings_with_nano_voices': (heard, others),
     }
     return {
         'printed': found, 'steps': steps, 'seconds': round(seconds, 1),
         'kept_back': len(back),
         'seconds_of_speech_kept_back': round(sum(map(len, heard)) / hearing.RATE, 1),
         'likeness': {
-            name: {what: likeness(judge, some) for what, some in pairs.items()}
+            name: {what: round(voice.likeness(judge, *some), 4) for what, some in pairs.items()}
             for name, judge in judges(codec).items()
         },
         'moved': moved(codec, root / 'codec'),
@@ -165,6 +151,7 @@ def _digest(path: Path) -> str:
 def main(argv: list[str]) -> None:
     del argv
     codec = _CODEC.value or str(shipped() / 'codec')
+    stages.check_voiced(codec)
     with tempfile.TemporaryDirectory() as scratch:
         found = taught(codec, Path(_WORKDIR.value or scratch), _STEPS.value)
     gain = found['likeness']['speaker encoder']

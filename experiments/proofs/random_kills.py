@@ -162,12 +162,13 @@ def main(argv: list[str]) -> None:
     done = record.read(flags.FLAGS.out)
     runs = done.get('runs', {}) if all(done.get(k) == v for k, v in about.items()) else {}
 
-    more = {}
+    def write(**more) -> None:
+        command = 'JAX_PLATFORMS=cpu python -m experiments.proofs.run random_kills'
+        record.write(flags.FLAGS.out, command, {**about, 'runs': runs, **more})
 
     def note(name: str, facts: dict) -> None:
         runs[name] = facts
-        command = 'JAX_PLATFORMS=cpu python -m experiments.proofs.run random_kills'
-        record.write(flags.FLAGS.out, command, {**about, 'runs': runs, **more})
+        write()
 
     with tempfile.TemporaryDirectory() as scratch:
         if 'quiet' not in runs:
@@ -180,11 +181,11 @@ def main(argv: list[str]) -> None:
             logging.info('%s: %s', name, ' '.join(plan(number)))
             facts = run(Path(scratch) / str(number), plan(number))
             note(name, facts | {'identical': facts['state_sha256'] == wanted})
-        more['rows_read_by_processes'] = resumed(Path(scratch))
-        note('quiet', runs['quiet'])
+        read = resumed(Path(scratch))
+        write(rows_read_by_processes=read)
     same = [runs[f'run {number}']['identical'] for number in range(RUNS)]
     logging.info('%d of %d runs ended with the bits of the quiet one', sum(same), RUNS)
-    alike = len(set(more['rows_read_by_processes'].values())) == 1
+    alike = len(set(read.values())) == 1
     logging.info('1, 2 and 4 processes read %s', 'the same rows' if alike else 'other rows')
     sys.exit(0 if all(same) and alike else 1)
 

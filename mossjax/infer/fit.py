@@ -1,6 +1,7 @@
 """How devices hold a language model that is to run on them, and what to do where it does not fit.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import math
@@ -145,7 +146,7 @@ def placed(params: dict) -> dict:
     params.clear()
     put, split = functools.partial(jax.tree.map, _put), False
     if jax.devices()[0].platform == 'cpu':
-        split = _largest_of_a_layer(flat) >= APART
+        split = apart_pays(flat, {path: int(bool(layer_axes(path))) for path in flat})
         floats = [x for x in jax.tree.leaves(flat) if jnp.issubdtype(x.dtype, jnp.floating)]
         if 4 * sum(math.prod(x.shape) for x in floats) < room() / 2:
             put = _in_float32
@@ -155,10 +156,17 @@ def placed(params: dict) -> dict:
     return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def _largest_of_a_layer(flat: dict) -> int:
-    """Bytes of a layer's largest matrix."""
-    stacked = [x for path, leaf in flat.items() if layer_axes(path) for x in jax.tree.leaves(leaf)]
-    return max((math.prod(x.shape[1:]) * x.dtype.itemsize for x in stacked), default=0)
+def apart_pays(flat: dict, stacks: Mapping) -> bool:
+    """Is a layer's largest matrix so large that a CPU had better hold the layers one by one?
+
+    Args:
+      flat: path -> weight. stacks: path -> how many of its first axes are layers.
+    """
+    held = (
+        math.prod(x.shape[stacks[path] :]) * x.dtype.itemsize
+        for path, weight in flat.items() if stacks[path] for x in jax.tree.leaves(weight)
+    )  # fmt: skip
+    return max(held, default=0) >= APART
 
 
 def _in_float32(weight):

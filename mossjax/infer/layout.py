@@ -1,7 +1,5 @@
 """How a device holds the weights of a codec's networks."""
 
-import math
-
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -19,8 +17,6 @@ def placed(params: dict, network: Network) -> dict:
     flat = traverse_util.flatten_dict(jax.tree.map(jnp.asarray, params))
     axes = traverse_util.flatten_dict(network.axes)
     stacks = {path: axes[path].count('layers') for path in flat}
-    largest = max(x.nbytes // math.prod(x.shape[: stacks[path]]) for path, x in flat.items()
-                  if stacks[path])  # fmt: skip
-    if jax.devices()[0].platform == 'cpu' and largest >= fit.APART:
+    if jax.devices()[0].platform == 'cpu' and fit.apart_pays(flat, stacks):
         flat = {path: apart(x) if stacks[path] else x for path, x in flat.items()}
     return traverse_util.unflatten_dict(flat)

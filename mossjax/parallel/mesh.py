@@ -98,9 +98,5 @@ def _grid(shape: tuple[int, int, int], devices: list) -> np.ndarray:
     """Devices of one slice in this shape, such that inner axes are short ways on a TPU."""
     if devices[0].platform != 'tpu':
         return np.asarray(devices).reshape(shape)
-    try:
-        return mesh_utils.create_device_mesh(shape, devices=devices)
-    except NotImplementedError:  # an axis is no product of axes of the torus: one must be cut
-        return mesh_utils.create_device_mesh(
-            shape, devices=devices, allow_split_physical_axes=True
-        )
+    # An axis of the torus is split only where one of the mesh is no product of such axes.
+    return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)

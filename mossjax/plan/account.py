@@ -10,7 +10,7 @@ from mossjax.models.lm.config import LMConfig
 from mossjax.parallel.chips import CHIPS, Chip
 from mossjax.plan import kernels
 from mossjax.plan.compile import Memory
-from mossjax.plan.estimate import Estimate, Part, estimate
+from mossjax.plan.estimate import Collective, Estimate, Part, estimate
 from mossjax.plan.hlo import Module
 
 DEAREST = 10
@@ -83,18 +83,18 @@ def binding(made: Estimate) -> dict[str, float]:
     }  # fmt: skip
 
 
-def collectives(made: Estimate) -> list[dict]:
+def collectives(found: Iterable[Collective], digits: int = 1) -> list[dict]:
     """By kind and size: runs a step, bytes of a result, ms on the wire, and of them exposed,
     whether beside others."""
     wires: dict[tuple, list] = defaultdict(lambda: [0, 0.0, 0.0])
-    for x in made.collectives:
+    for x in found:
         of_kind = wires[x.kind, x.bytes, x.beside]
         of_kind[0] += x.runs
         of_kind[1] += x.seconds * 1e3
         of_kind[2] += x.exposed * 1e3
     return [
-        {'kind': kind, 'mib': round(size / 2**20, 1), 'beside_others': beside, 'runs': runs,
-         'wire_ms': round(wire, 1), 'exposed_ms': round(exposed, 1)}
+        {'kind': kind, 'mib': round(size / 2**20, digits), 'beside_others': beside, 'runs': runs,
+         'wire_ms': round(wire, digits), 'exposed_ms': round(exposed, digits)}
         for (kind, size, beside), (runs, wire, exposed) in sorted(
             wires.items(), key=lambda x: -x[1][1]
         )
@@ -149,7 +149,7 @@ def account(made: Estimate, chip: Chip, memory: Memory, held: Held, work: float)
         'binds': max(bound, key=bound.get),
         'seconds_of': bound,
         'ms': milliseconds(made.parts),
-        'collectives': collectives(made),
+        'collectives': collectives(made.collectives),
         'dearest': dearest(made.parts),
         'no_estimate': dict(made.unknown),
     }  # fmt: skip

@@ -77,7 +77,8 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """A choice, and what arithmetic says of it: bytes of a device, seconds of a step."""
+    """A choice, to train or to speak (`speech.Choice`), and what arithmetic says of it: bytes of a
+    device, seconds of a step."""
 
     choice: Choice
     memory: int

@@ -13,6 +13,8 @@ from mossjax.parallel import chips, options, slices
 from mossjax.parallel.slices import Slice
 from mossjax.plan import account, cycles, hlo, search, speaking
 from mossjax.plan import compile as compiler
+from mossjax.plan.choices import Sized
+from mossjax.plan.estimate import Collective
 from mossjax.plan.search import CODES_A_SECOND, Planned
 from mossjax.plan.speaking import Speech
 
@@ -47,19 +49,6 @@ class Choice:
     @property
     def label(self) -> str:
         return f'{self.name}, {self.speech.held}, {self.speech.lanes} x {self.speech.rows}'
-
-
-@dataclasses.dataclass(frozen=True)
-class Sized:
-    """A choice, and what arithmetic says of it: bytes of a chip, seconds of a step."""
-
-    choice: Choice
-    memory: int
-    seconds: float
-
-    @property
-    def limit(self) -> float:
-        return chips.CHIPS[self.choice.slice.generation].memory
 
 
 def choices(
@@ -178,7 +167,7 @@ def tell(config: LMConfig, choice: Choice, program: cycles.Program, memory, mesh
         'binds': max(bound, key=bound.get),
         'seconds_of': bound,
         'ms': account.milliseconds(parts, group_of, 3),
-        'collectives': _collectives(parts),
+        'collectives': account.collectives(_collectives(parts), digits=4),
         'dearest': account.dearest(parts),
     }  # fmt: skip
 
@@ -198,17 +187,14 @@ def group_of(part) -> str:
     return next((group for name, group in names.items() if name in part.where), 'the rest')
 
 
-def _collectives(parts) -> list[dict]:
-    found: dict[tuple, list] = {}
-    for x in (x for x in parts if x.kind == 'links'):
-        size = max((size for size, _ in hlo.arrays(x.shape)), default=0)
-        of_kind = found.setdefault((x.origin.rpartition('/')[2], size), [0, 0.0])
-        of_kind[0] += x.runs
-        of_kind[1] += x.seconds * 1e3
+def _collectives(parts) -> list[Collective]:
+    """Each is waited for, see `cycles.Program.parts`."""
     return [
-        {'kind': kind, 'mib': round(size / 2**20, 3), 'beside_others': False, 'runs': runs,
-         'wire_ms': round(ms, 4), 'exposed_ms': round(ms, 4)}
-        for (kind, size), (runs, ms) in sorted(found.items(), key=lambda x: -x[1][1])
+        Collective(
+            x.origin.rpartition('/')[2], max((size for size, _ in hlo.arrays(x.shape)), default=0),
+            x.runs, x.seconds, beside=False, exposed=x.seconds,
+        )
+        for x in parts if x.kind == 'links'
     ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def test_a_step_is_measured_and_stands_beside_its_estimate():
     small = tiny_config(num_shared_layers=1, num_modality_layers=1, num_hidden_layers=2)
     task = lm.LMTask(small, None)
     found = on_tpu.run_step(task, jax.devices()[:1], context=16)
-    assert 0 < found['seconds'] < 600 and 1 < found['loss'] < 20
+    assert found['seconds'] > 0 and 1 < found['loss'] < 20
     assert found['chips'] == 1 and found['layers'] == 1 + 2
     made = on_tpu.beside(found, task, hlo.parse(PROGRAM), 'v5p')
     took = made['estimated_seconds']['online']

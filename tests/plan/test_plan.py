@@ -49,8 +49,8 @@ def test_memory_by_arithmetic_is_near_the_compilers(name):
         case.tensor,
     )  # fmt: skip
     share = needed / found['bytes_per_chip']['peak']
-    # Less is found for chips that share a row: what else they hold, only a compilation knows.
-    assert (0.55 if case.tensor > 1 else 2 - arithmetic.SLACK) < share < arithmetic.SLACK
+    # Two slices have memory to spare, and the compiler spends it on tables gathered early.
+    assert (0.55 if case.slices > 1 else 2 - arithmetic.SLACK) < share < arithmetic.SLACK
 
 
 @pytest.mark.parametrize('name', [name for name in TIMES if name.startswith('stage2')])
@@ -62,7 +62,7 @@ def test_time_by_arithmetic_is_near_the_estimate(name):
     )
     share = step / found['seconds']['online']
     within = 0.02 if '@' in name else 0.1
-    assert (0.7 if case.tensor > 1 else 1 - within) < share < 1 + within
+    assert (0.7 if case.slices > 1 else 1 - within) < share < 1 + within
 
 
 @pytest.mark.parametrize('name', TIMES)
