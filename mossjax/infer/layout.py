@@ -18,5 +18,6 @@ def placed(params: dict, network: Network) -> dict:
     axes = traverse_util.flatten_dict(network.axes)
     stacks = {path: axes[path].count('layers') for path in flat}
     if jax.devices()[0].platform == 'cpu' and fit.apart_pays(flat, stacks):
-        flat = {path: apart(x) if stacks[path] else x for path, x in flat.items()}
+        for path in flat:  # one by one: nothing is held twice
+            flat[path] = apart(flat[path]) if stacks[path] else flat[path]
     return traverse_util.unflatten_dict(flat)
