@@ -73,7 +73,7 @@ def attend(
         blocks = flash_blocks.FORWARD[here], flash_blocks.BACKWARD[here]
     size = -(-h // LANES) * LANES
     static = q.shape[2], size, scale, blocks, interpret
-    out, known = _attend(static, *(_merge(x) for x in (q, k, v)), seen)
+    out, known = _attend(static, *(merge(x) for x in (q, k, v)), seen)
     return out.reshape(*q.shape[:3], size)[..., :h], known
 
 
@@ -96,14 +96,15 @@ def check(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = Non
         )
 
 
-def _merge(x: jax.Array) -> jax.Array:
+def merge(x: jax.Array) -> jax.Array:
     """(b, t, n, h) -> (b, t, n * h), heads padded to whole registers: no head is transposed, a
     kernel reads its heads as columns."""
     b, t, n, h = x.shape
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -h % LANES))).reshape(b, t, -1)
 
 
-def _lengthen(x: jax.Array, length: int, axis: int = 1) -> jax.Array:
+def lengthen(x: jax.Array, length: int, axis: int = 1) -> jax.Array:
+    """Padded with zeros to a length."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, length - x.shape[axis])
     return jnp.pad(x, widths)
@@ -125,10 +126,10 @@ def _fit(static, q, k, v, seen, blocks):
 def _forward(static, q, k, v, seen):
     _, h, scale, (blocks, _), interpret = static
     fit, plan = _fit(static, q, k, v, seen, blocks)
+    source = flash_forward.Merged((lengthen(k, fit.s), lengthen(v, fit.s)), h)
     out, log_sum, known = flash_forward.forward(
-        _lengthen(q, fit.t), _lengthen(k, fit.s), _lengthen(v, fit.s), plan, fit,
-        h=h, scale=scale, vmem=blocks.vmem, interpret=interpret,
-    )  # fmt: skip
+        lengthen(q, fit.t), source, plan, fit, scale=scale, vmem=blocks.vmem, interpret=interpret
+    )
     return out[:, : q.shape[1]], log_sum[..., : q.shape[1]], known
 
 
@@ -144,8 +145,8 @@ def _backward(static, kept, gradients):
     d_out = gradients[0].astype(q.dtype)
     fit, plan = _fit(static, q, k, v, seen, blocks)
     dq, dk, dv = flash_backward.backward(
-        _lengthen(q, fit.t), _lengthen(k, fit.s), _lengthen(v, fit.s), _lengthen(out, fit.t),
-        _lengthen(d_out, fit.t), _lengthen(log_sum, fit.t, 3), plan, fit, h=h, scale=scale,
+        lengthen(q, fit.t), lengthen(k, fit.s), lengthen(v, fit.s), lengthen(out, fit.t),
+        lengthen(d_out, fit.t), lengthen(log_sum, fit.t, 3), plan, fit, h=h, scale=scale,
         outer=blocks.outer, orders=blocks.orders, vmem=blocks.vmem, interpret=interpret,
     )  # fmt: skip
     return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : k.shape[1]], None

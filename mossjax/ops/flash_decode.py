@@ -4,7 +4,8 @@ A step reads keys and values once and multiplies each of them with the few queri
 that it is as fast as the memory if the products keep up. Keys and values are what the matrix unit
 holds and the queries are what flows through it: weights of all heads come out as [queries, keys],
 whole registers whatever the number of heads in a group. One visit takes a block of slots of all
-heads of a lane; blocks beyond a lane's length are not fetched.
+heads of a lane; blocks beyond a lane's length are not fetched. Rows in int8 are multiplied as they
+are, and the scores and weights by their scales.
 """
 
 import functools
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from mossjax.ops import flash_tile as tile
 from mossjax.ops.flash_tile import HIDDEN, LOG2E
+from mossjax.ops.quant import Int8
 
 SLOTS = 512  # of a visit
 ROWS = 64  # queries of a group, most that the kernel takes
@@ -24,23 +26,24 @@ NEW = 16  # new positions are padded to a multiple of this
 VMEM = 12 * 2**20  # bytes of two blocks of keys and two of values, at most
 
 
-def takes(q: jax.Array, cache: jax.Array) -> bool:
+def takes(q: jax.Array, cache: jax.Array | Int8) -> bool:
     """Whether the kernel can read this cache (l, lanes, k, s, h) for queries (b, t, n, h)."""
     _, _, kv_heads, slots, h = cache.shape
     rows = q.shape[1] * q.shape[2] // kv_heads
-    block = kv_heads * min(SLOTS, slots) * h * cache.dtype.itemsize
+    block = kv_heads * min(SLOTS, slots) * h * q.dtype.itemsize
     return rows <= ROWS and slots >= NEW and h % 128 == 0 and 4 * block <= VMEM
 
 
 def attend(
-    q: jax.Array, new: tuple[jax.Array, jax.Array], cache: tuple[jax.Array, jax.Array],
-    lengths: jax.Array, layer: jax.Array, first: jax.Array | int = 0, *, interpret=False,
+    q: jax.Array, new: tuple[jax.Array, jax.Array],
+    cache: tuple[jax.Array | Int8, jax.Array | Int8], lengths: jax.Array, layer: jax.Array,
+    first: jax.Array | int = 0, *, interpret=False,
 ) -> jax.Array:  # fmt: skip
     """As `ops.cached_attention.cached_attention`, of one layer and some lanes of a whole cache.
 
     Args:
       q: (b, t, n, h), h a multiple of 128. new: keys and values (b, t, k, h).
-      cache: keys and values (l, lanes, k, s, h), floating.
+      cache: keys and values (l, lanes, k, s, h), floating or in int8 by row.
       lengths: (b,) int32, slots that are real of lanes first to first + b - 1.
       layer, first: int32.
 
@@ -49,6 +52,8 @@ def attend(
     """
     b, t, n, h = q.shape
     kv_heads, slots = cache[0].shape[2:4]
+    scales = [x.scale[..., 0] for x in cache if isinstance(x, Int8)]
+    cache = [x.values if isinstance(x, Int8) else x for x in cache]
     group, size = n // kv_heads, min(SLOTS, slots)
     rows = group * t
     grouped = q.reshape(b, t, kv_heads, group, h).transpose(0, 2, 3, 1, 4)
@@ -62,7 +67,12 @@ def attend(
         last = jnp.maximum(lax.div(lengths[i] + size - 1, size) - 1, 0)
         return place[0], place[1] + i, 0, jnp.minimum(j, last), 0
 
+    def scale_block(*at):
+        *head, slot, _ = block(*at)
+        return *head, slot
+
     slab = pl.BlockSpec((None, None, kv_heads, size, h), block)
+    by_slot = pl.BlockSpec((None, None, kv_heads, size), scale_block)
     out = pl.pallas_call(
         functools.partial(_kernel, t=t, scale=h**-0.5 * LOG2E),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -71,6 +81,7 @@ def attend(
             in_specs=[
                 pl.BlockSpec((None, kv_heads, rows, h), lane),
                 *[pl.BlockSpec((None, *x.shape[1:]), lane) for x in fresh], slab, slab,
+                *[by_slot for _ in scales],
             ],
             out_specs=pl.BlockSpec((None, kv_heads, rows, h), lane),
             scratch_shapes=[
@@ -85,23 +96,22 @@ def attend(
         name='flash_decode',
     )(
         lengths.astype(jnp.int32), jnp.stack([layer, first]).astype(jnp.int32),
-        grouped.reshape(b, kv_heads, rows, h), *fresh, *cache,
+        grouped.reshape(b, kv_heads, rows, h), *fresh, *cache, *scales,
     )
     out = out.reshape(b, kv_heads, group, t, h).transpose(0, 3, 1, 2, 4)
     return out.reshape(b, t, n, h)
 
 
-def _kernel(
-    lengths, place, q, k_new, v_new, k, v, out, top, total, acc, *, t: int, scale: float
-):
+def _kernel(lengths, place, q, k_new, v_new, k, v, *refs, t: int, scale: float):
     """One visit; the softmax is kept in base 2, maximum, sum and weighted values of each head."""
     del place
+    *scales, out, top, total, acc = refs
     lane, block = pl.program_id(0), pl.program_id(1)
     heads, size = range(k.shape[0]), k.shape[1]
     rest = lengths[lane] - block * size  # real slots from this block on
 
     def scores(head, keys):
-        return tile.dot(q[head], keys, tile.ROWS_BY_ROWS) * scale
+        return tile.dot(q[head], keys.astype(q.dtype), tile.ROWS_BY_ROWS) * scale
 
     @pl.when(block == 0)
     def _():
@@ -118,6 +128,8 @@ def _kernel(
 
     def visit(cut: bool):
         found = [scores(head, k[head]) for head in heads]
+        if scales:
+            found = [found[head] * scales[0][head : head + 1] for head in heads]
         if cut:
             seen = lax.broadcasted_iota(jnp.int32, found[0].shape, 1) < rest
             found = [jnp.where(seen, x, HIDDEN) for x in found]
@@ -127,11 +139,14 @@ def _kernel(
             faded = jnp.exp2(top[head] - higher[head])
             top[head] = higher[head]
             total[head] = total[head] * faded + jnp.sum(weights[head], 1, keepdims=True)
-            values = v[head]
+            values, own = v[head], weights[head]
+            if scales:
+                own = own * scales[1][head : head + 1]
             if cut:  # behind the last slot lies what nobody has written
+                own = jnp.where(seen, own, 0)
                 real = lax.broadcasted_iota(jnp.int32, values.shape, 0) < rest
                 values = jnp.where(real, values, 0)
-            acc[head] = acc[head] * faded + tile.dot(weights[head].astype(values.dtype), values)
+            acc[head] = acc[head] * faded + tile.dot(own.astype(q.dtype), values.astype(q.dtype))
 
     @pl.when(rest >= size)
     def _():

@@ -7,7 +7,8 @@ bound stands for the maximum: nothing is searched and nothing rescaled (Qwen3 no
 keys). Elsewhere the maximum is found on the way. The tile's own norms decide.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import dataclasses
 import functools
 
 import jax
@@ -29,35 +30,82 @@ BOUND = 82.0
 ONES = 16  # rows of ones below V^T: the product that sums values sums their weights as well
 
 
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """Keys and values of whole rows, heads side by side: one of the places they may come from.
+
+    Others (`flash_prefill.Held`) have these attributes too.
+
+    Attributes:
+      operands: the arrays that a kernel reads them from.
+      heads: key-value heads. size: of a head, a multiple of 128.
+      scalars: (n,) int32 arrays that `specs` wants to know.
+    """
+
+    operands: tuple[jax.Array, ...]  # k, v: (b, s, k * h)
+    size: int
+    scalars = ()
+
+    @property
+    def heads(self) -> int:
+        return self.operands[0].shape[2] // self.size
+
+    def longest(self) -> jax.Array:
+        """(b, k) float32: no key of a head is longer."""
+        # Head by head: with an axis of their own they would be written out anew, in float32.
+        return jnp.stack([
+            jnp.max(jnp.sum(jnp.square(head.astype(jnp.float32)), -1), 1) ** 0.5
+            for head in jnp.split(self.operands[0], self.heads, -1)
+        ], 1)  # fmt: skip
+
+    def specs(self, fit: Fit, load: Callable) -> list[pl.BlockSpec]:
+        """Of the operands. load: indices of the grid and scalars -> which load of the keys."""
+
+        def loaded(x, *rest):
+            return lax.div(x, self.heads), load(x, *rest), lax.rem(x, self.heads)
+
+        return [pl.BlockSpec((None, fit.resident, self.size), loaded)] * 2
+
+    def scratch(self, fit: Fit, dtype) -> list:
+        """What `bring` needs besides, in VMEM."""
+        del fit, dtype
+        return []
+
+    def bring(self, fit: Fit, operands, scratch, values_t, part) -> None:
+        """Lays a load's values out as [size, resident], the first rows of values_t."""
+        del scratch, part
+        tile.transpose(fit, operands[1], values_t)
+
+    def keys(self, operands, scratch):
+        """The reference of [resident, size] that holds a load's keys once it was brought."""
+        del scratch
+        return operands[0]
+
+
 def forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, plan: Schedule, fit: Fit, *,
-    h: int, scale: float, vmem: int, interpret=False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q: jax.Array, source: Merged, plan: Schedule, fit: Fit, *, scale: float, vmem: int,
+    name: str = 'flash_forward', interpret=False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """The kernel on padded operands.
 
     Args:
-      q: (b, fit.t, n * h), h a multiple of 128. k, v: (b, fit.s, k * h). Heads of a group are
-        neighbours.
+      q: (b, fit.t, n * h), h = source.size. Heads of a group are neighbours.
+      source: keys and values, of fit.s positions.
       plan: `flash_mask.schedule` of the mask and `fit`.
+      name: that the compiler knows the kernel by.
 
     Returns:
       (out like q, log-sum-exp in base 2 (b, k, g, fit.t) float32, and which tiles took the
       bound for the maximum (b, k, tiles) bool).
     """
-    b, kv_heads = len(q), k.shape[2] // h
-    # Head by head: with an axis of their own they would be written out anew, in float32.
-    longest = jnp.stack([
-        jnp.max(jnp.sum(jnp.square(head.astype(jnp.float32)), -1), 1) ** 0.5
-        for head in jnp.split(k, kv_heads, -1)
-    ], 1)  # fmt: skip
+    b, kv_heads, h = len(q), source.heads, source.size
     shared = len(plan.visits) == 1
 
     def row(x):
         return 0 if shared else lax.div(x, kv_heads)
 
-    def loaded(x, i, m, load, longest):
-        at = (row(x) * fit.tiles + i) * fit.loads + m
-        return lax.div(x, kv_heads), load[at], lax.rem(x, kv_heads)
+    def load(x, i, m, loads, *_):
+        return loads[(row(x) * fit.tiles + i) * fit.loads + m]
 
     def queries(x, i, m, *_):
         return lax.div(x, kv_heads), i, lax.rem(x, kv_heads)
@@ -65,10 +113,13 @@ def forward(
     def by_query(x, i, m, *_):
         return row(x), 0, i
 
+    scratch = _scratch(fit, h, q.dtype), source.scratch(fit, q.dtype)
     out = pl.pallas_call(
-        functools.partial(_kernel, fit=fit, h=h, scale=scale),
+        functools.partial(
+            _kernel, fit=fit, source=source, own_scratch=len(scratch[0]), scale=scale
+        ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=2 + len(source.scalars),
             grid=(b * kv_heads, fit.tiles, fit.loads),
             in_specs=[
                 pl.BlockSpec(
@@ -76,8 +127,7 @@ def forward(
                     memory_space=pltpu.SMEM,
                 ),
                 pl.BlockSpec((None, fit.positions, fit.group * h), queries),
-                pl.BlockSpec((None, fit.resident, h), loaded),
-                pl.BlockSpec((None, fit.resident, h), loaded),
+                *source.specs(fit, load),
                 pl.BlockSpec((None, 1, fit.positions), by_query),
                 pl.BlockSpec((None, 1, fit.positions), by_query),
                 pl.BlockSpec((None, 1, fit.resident), lambda x, i, m, *_: (row(x), 0, m)),
@@ -87,7 +137,7 @@ def forward(
                 pl.BlockSpec((None, fit.group, fit.positions), lambda x, i, m, *_: (x, 0, i)),
                 pl.BlockSpec((None, None, tile.SUBLANES, 128), lambda x, i, m, *_: (x, i, 0, 0)),
             ],
-            scratch_shapes=_scratch(fit, h, q.dtype),
+            scratch_shapes=[*scratch[0], *scratch[1]],
         ),
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -98,10 +148,10 @@ def forward(
             dimension_semantics=('parallel', 'arbitrary', 'arbitrary'), vmem_limit_bytes=vmem,
         ),
         interpret=interpret,
-        name='flash_forward',
+        name=name,
     )(
-        plan.load.reshape(-1), longest.reshape(-1), plan.visits, q, k, v, plan.q_segments,
-        plan.limit, plan.kv_segments,
+        plan.load.reshape(-1), source.longest().reshape(-1), *source.scalars, plan.visits, q,
+        *source.operands, plan.q_segments, plan.limit, plan.kv_segments,
     )
     attended, log_sum, known = out
     return (
@@ -127,11 +177,13 @@ def _scratch(fit: Fit, h: int, dtype) -> list:
     ]
 
 
-def _kernel(
-    load, longest, visits, q, k, v, q_segments, limit, kv_segments, out, log_sum, known,
-    queries, values_t, acc, top, scores, weights, largest, columns, keys, road, *, fit: Fit,
-    h: int, scale: float,
-):  # fmt: skip
+def _kernel(*refs, fit: Fit, source: Merged, own_scratch: int, scale: float):
+    (_, longest), refs = refs[:2], refs[2 + len(source.scalars) :]
+    (visits, q), refs = refs[:2], refs[2:]
+    operands, refs = refs[: len(source.operands)], refs[len(source.operands) :]
+    (q_segments, limit, kv_segments, out, log_sum, known), refs = refs[:6], refs[6:]
+    queries, values_t, acc, top, scores, weights, largest, columns, keys, road = refs[:own_scratch]
+    more, h = refs[own_scratch:], source.size
     head, number, part = (pl.program_id(axis) for axis in range(3))
     sights = tile.Sights(fit, q_segments, limit, kv_segments, columns, keys)
     heads = tile.heads(fit, h)
@@ -140,7 +192,7 @@ def _kernel(
     @pl.when((number == 0) | (fit.loads > 1))
     def _():
         values_t[h:] = jnp.ones((ONES, fit.resident), values_t.dtype)
-        tile.transpose(fit, v, values_t)
+        source.bring(fit, operands, more, values_t, part)
 
     @pl.when(part == 0)
     def _():
@@ -157,8 +209,8 @@ def _kernel(
         known[...] = jnp.full(known.shape, road[0])
 
     state = _State(
-        fit, sights, part * fit.resident, scale, k, queries, values_t, acc, top, scores, weights,
-        largest,
+        fit, sights, part * fit.resident, scale, source.keys(operands, more), queries, values_t,
+        acc, top, scores, weights, largest,
     )
 
     @pl.when(road[0] > 0)

@@ -1,4 +1,4 @@
-"""Attention over a cache against float64 numpy: in blocks, at once, and by the kernel for TPUs."""
+"""Attention over a cache against float64 numpy: in blocks, at once, and by a kernel for TPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -89,13 +89,18 @@ def test_what_lies_behind_a_length_is_never_seen(given, attend):
     np.testing.assert_array_equal(attend(q, new, spoilt, LENGTHS), attend(q, new, cache, LENGTHS))
 
 
-def test_the_kernel_runs_once_per_device_on_its_own_heads(given):
+@pytest.mark.parametrize('small', [False, True], ids=['float32', 'int8'])
+def test_the_kernel_runs_once_per_device_on_its_own_heads(given, small):
+    q, new, cache = given
+    if small:
+        cache = tuple(Int8(*quantise_rows(jnp.asarray(x)), 'float32') for x in cache)
+
     def attended(mesh):
         def run(q, new, cache, lengths):
             with sharding_scope(mesh, rules.resolver(rules.preset('fsdp_tensor'))):
                 return interpreted(cache, lengths, FIRST)[1](q, new, jnp.asarray(LAYER))
 
-        return jax.jit(run)(*given, LENGTHS)
+        return jax.jit(run)(q, new, cache, LENGTHS)
 
     divided, whole = (
         attended(make_mesh(MeshConfig(fsdp=1, tensor=n), jax.devices()[:n])) for n in (2, 1)
