@@ -1,12 +1,15 @@
-"""What the decoding kernel costs: VLIW bundles of a block of slots of all heads of a lane.
+"""What the kernels that read the cache cost: VLIW bundles of a block of slots.
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.decode \
         --out experiments/benchmarks/decode.json
 
-One position of 32 query heads on 8 of 128 (the 9.1 B model), bfloat16, compiled by the TPU
-compiler for chips that are not there. A block's keys and values are 2 MiB, which take `memory`
-cycles to come: a step is as fast as the memory while a block costs less. `mossjax.plan.kernels`
-charges these figures. Not measured: any time on a TPU.
+The 9.1 B model's 32 query heads on 8 of 128, compiled by the TPU compiler for chips that are not
+there, a cache in bfloat16 and one in int8. Of the decoding kernel, for one position: a block of all
+heads of a lane, whole or cut by its length, and what a lane costs besides. Its keys and values take
+`memory` cycles to come: a step is as fast as the memory while a block costs less. Of the kernel for
+pieces of a prompt: `bring`, what it does to a block of one head when it comes; the rest of it is
+the flash kernel's, in `attention.json`. `mossjax.plan.kernels` charges these figures. Not measured:
+any time on a TPU.
 """
 
 import json
@@ -21,7 +24,8 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import bundles
 from experiments.proofs import record
-from mossjax.ops import flash_decode
+from mossjax.ops import flash_decode, flash_prefill
+from mossjax.ops.quant import Int8
 from mossjax.parallel.chips import CHIPS
 from mossjax.plan import compile as plan
 
@@ -29,11 +33,12 @@ TOPOLOGIES = {
     'v4': 'v4:2x2x1', 'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2',
     'tpu7x': 'tpu7x:2x2x1',
 }  # fmt: skip
-LANES, KV_HEADS, GROUP, HEAD, SLOTS = 8, 8, 4, 128, 4352
+LANES, KV_HEADS, GROUP, HEAD, SLOTS, PIECE = 8, 8, 4, 128, 4352, 256
+HELD = 'bfloat16', 'int8'  # the cache
 
 
-def compile_kernel(device) -> None:
-    """The kernel alone; the dump is what is wanted."""
+def compile_kernel(kernel, positions: int, held: str, device) -> None:
+    """A kernel alone; the dump is what is wanted."""
     place = jax.sharding.SingleDeviceSharding(device)
 
     def shape(*sizes, dtype=jnp.bfloat16):
@@ -42,41 +47,52 @@ def compile_kernel(device) -> None:
     def ints(*sizes):
         return shape(*sizes, dtype=jnp.int32)
 
-    new, cache = shape(LANES, 1, KV_HEADS, HEAD), shape(2, LANES, KV_HEADS, SLOTS, HEAD)
-    queries = shape(LANES, 1, KV_HEADS * GROUP, HEAD)
-    jax.jit(flash_decode.attend).trace(
+    new = shape(LANES, positions, KV_HEADS, HEAD)
+    queries = shape(LANES, positions, KV_HEADS * GROUP, HEAD)
+    rows = 2, LANES, KV_HEADS, SLOTS
+    cache = shape(*rows, HEAD)
+    if held == 'int8':
+        cache = Int8(shape(*rows, HEAD, dtype=jnp.int8), shape(*rows, 1, dtype=jnp.float32))
+    jax.jit(kernel.attend).trace(
         queries, (new, new), (cache, cache), ints(LANES), ints(), ints()
     ).lower(lowering_platforms=('tpu',)).compile()
 
 
-def measure(generation: str, dump: str) -> dict:
-    """What the record holds of one generation."""
-    compile_kernel(plan.devices(TOPOLOGIES[generation])[0])
-    kernel = bundles.read(dump, 'flash_decode')
+def measure(generation: str, kernel: str, held: str, dump: str) -> dict:
+    """What the record holds of one kernel and cache on one generation."""
+    device = plan.devices(TOPOLOGIES[generation])[0]
+    if kernel == 'prefill':
+        compile_kernel(flash_prefill, PIECE, held, device)
+        loops = bundles.read(dump, 'flash_prefill_past').stretches
+        plain = (x.bundles for x in loops if x.kind == 'loop' and not x.matrix)
+        return {'bring': next(plain, None)}
+    compile_kernel(flash_decode, 1, held, device)
+    program = bundles.read(dump, 'flash_decode')
     inner = [
-        x.bundles for x in kernel.stretches
-        if not any(x.start < y.start < x.start + x.bundles for y in kernel.stretches)
+        x.bundles for x in program.stretches
+        if not any(x.start < y.start < x.start + x.bundles for y in program.stretches)
     ]  # fmt: skip
     _, whole, cut, *_ = inner  # a lane begins, blocks, a lane ends
     return {
-        'whole': whole, 'cut': cut, 'rest': kernel.bundles - whole - cut,
-        'memory': _memory(generation),
+        'whole': whole, 'cut': cut, 'rest': program.bundles - whole - cut,
+        'memory': _memory(generation, held),
     }  # fmt: skip
 
 
-def _memory(generation: str) -> int | None:
+def _memory(generation: str, held: str) -> int | None:
     """Cycles that a block's bytes take to come."""
     chip = CHIPS.get(generation)
-    size = 2 * flash_decode.SLOTS * KV_HEADS * HEAD * 2
+    row = {'bfloat16': 2 * HEAD, 'int8': HEAD + 4}[held]
+    size = 2 * flash_decode.SLOTS * KV_HEADS * row
     return chip and round(size / (chip.bandwidth / chip.cores) * chip.clock)
 
 
-def in_process_of_its_own(generation: str) -> dict:
+def in_process_of_its_own(generation: str, kernel: str, held: str) -> dict:
     """libtpu reads where to dump only once."""
     with tempfile.TemporaryDirectory() as dump:
         said = subprocess.run(
-            [sys.executable, '-m', 'experiments.benchmarks.decode', f'--measure={generation}',
-             f'--dump={dump}'],
+            [sys.executable, '-m', 'experiments.benchmarks.decode',
+             f'--measure={generation},{kernel},{held}', f'--dump={dump}'],
             env={**os.environ, **bundles.ENVIRONMENT,
                  'LIBTPU_INIT_ARGS': bundles.DUMP.format(dump)},
             check=True, text=True, stdout=subprocess.PIPE,
@@ -88,11 +104,20 @@ def main(argv: list[str]) -> None:
     del argv
     args = flags.FLAGS
     if args.measure:
-        print(json.dumps(measure(args.measure, args.dump)))
+        print(json.dumps(measure(*args.measure.split(','), args.dump)))
         return
     if not args.out:
         sys.exit('--out FILE.json is missing')
-    found = {generation: in_process_of_its_own(generation) for generation in TOPOLOGIES}
+    found = {
+        generation: {
+            held: {
+                name: cost for kernel in ('decode', 'prefill')
+                for name, cost in in_process_of_its_own(generation, kernel, held).items()
+            }
+            for held in HELD
+        }
+        for generation in TOPOLOGIES
+    }  # fmt: skip
     command = 'JAX_PLATFORMS=cpu python -m experiments.benchmarks.decode'
     sizes = {'slots': flash_decode.SLOTS, 'kv_heads': KV_HEADS, 'group': GROUP, 'head': HEAD}
     record.write(args.out, command, {'block': sizes, 'bundles': found})
@@ -100,6 +125,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
     flags.DEFINE_string('out', None, 'JSON file to write.')
-    flags.DEFINE_string('measure', '', 'Internal: the generation this process measures.')
+    flags.DEFINE_string('measure', '', 'Internal: generation, kernel and cache of this process.')
     flags.DEFINE_string('dump', '', 'Internal: where libtpu dumps.')
     app.run(main)

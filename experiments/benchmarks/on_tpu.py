@@ -2,12 +2,13 @@
 
     python -m experiments.benchmarks.on_tpu [--out on_tpu.json]
 
-Three parts, on the chips of one host. The attention kernels against float64 on the host, and XLA's
-attention on the chip beside them, output and every gradient. Milliseconds of attention on a row of
-8,192 positions beside its bundles (`mossjax.plan.kernels`). A training step of the 9.1 B model's
-width, with as many layers as the chips' memory holds and a small vocabulary: its time, memory and
-share of peak beside what `mossjax plan` estimates of the very program that ran. Exit codes: 0; 1 if
-a kernel is wrong; 2 without a TPU.
+Four parts, on the chips of one host. The attention kernels against float64 on the host, and XLA's
+attention on the chip beside them, output and every gradient. The kernels that read the cache, in
+bfloat16 and in int8, likewise. Milliseconds of attention on a row of 8,192 positions beside its
+bundles (`mossjax.plan.kernels`). A training step of the 9.1 B model's width, with as many layers as
+the chips' memory holds and a small vocabulary: its time, memory and share of peak beside what
+`mossjax plan` estimates of the very program that ran. Exit codes: 0; 1 if a kernel is wrong; 2
+without a TPU.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks.on_tpu_cache import check_cache
 from experiments.benchmarks.passes import median_seconds, passes
 from experiments.proofs import record
 from mossjax.errors import InputError
@@ -258,6 +260,7 @@ def main(argv: list[str]) -> None:
         found = {'device': jax.devices()[0].device_kind, 'generation': generation}
         for name, part in (
             ('kernels', check_kernels),
+            ('cache', check_cache),
             ('attention', functools.partial(attention_times, generation)),
             ('step', functools.partial(measure_step, generation)),
         ):  # fmt: skip
@@ -268,7 +271,8 @@ def main(argv: list[str]) -> None:
         sys.exit(2)
     if flags.FLAGS.out:
         record.write(flags.FLAGS.out, 'python -m experiments.benchmarks.on_tpu', found)
-    sys.exit(0 if all(x['within'] for x in found['kernels'].values()) else 1)
+    checked = *found['kernels'].values(), *found['cache'].values()
+    sys.exit(0 if all(x['within'] for x in checked) else 1)
 
 
 if __name__ == '__main__':

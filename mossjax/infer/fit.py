@@ -18,7 +18,7 @@ from mossjax.infer import buckets, many_chips
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.matrices import layer_axes
 from mossjax.models.lm.model import network
-from mossjax.nn.flash_decode import in_kernel
+from mossjax.nn.flash_cache import in_kernel
 from mossjax.nn.param import Network, apart
 from mossjax.ops.cached_attention import at_once, in_blocks
 from mossjax.ops.quant import Int8

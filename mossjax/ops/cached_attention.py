@@ -5,7 +5,7 @@ hands a copy of it on, and all layers' news are written into it at once afterwar
 
 Two ways to read it. `at_once` takes all slots of a layer, which is what an accelerator's memory is
 fast at. `in_blocks` takes as many as the longest row fills, which on a CPU is most of the time. On
-TPUs a kernel takes what each row fills (`nn.flash_decode`).
+TPUs a kernel takes what each row fills (`nn.flash_cache`).
 """
 
 from collections.abc import Callable

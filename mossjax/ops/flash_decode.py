@@ -142,8 +142,8 @@ def _kernel(lengths, place, q, k_new, v_new, k, v, *refs, t: int, scale: float):
             values, own = v[head], weights[head]
             if scales:
                 own = own * scales[1][head : head + 1]
+                own = jnp.where(seen, own, 0) if cut else own
             if cut:  # behind the last slot lies what nobody has written
-                own = jnp.where(seen, own, 0)
                 real = lax.broadcasted_iota(jnp.int32, values.shape, 0) < rest
                 values = jnp.where(real, values, 0)
             acc[head] = acc[head] * faded + tile.dot(own.astype(q.dtype), values.astype(q.dtype))

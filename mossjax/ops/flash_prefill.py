@@ -104,6 +104,11 @@ class Held:
         return scratch[0] if scratch else operands[0]
 
 
+def blocks_of(generation: str) -> Blocks:
+    """Sizes of the kernel."""
+    return dataclasses.replace(flash_blocks.FORWARD[generation], resident=RESIDENT)
+
+
 def takes(q: jax.Array, cache: jax.Array | Int8) -> bool:
     """Whether the kernel can read this cache (l, lanes, k, s, h) for queries (b, t, n, h)."""
     held = q.dtype if isinstance(cache, Int8) else cache.dtype
@@ -128,9 +133,7 @@ def attend(
       (b, t, n, h) in q.dtype.
     """
     b, t, n, h = q.shape
-    blocks = blocks or dataclasses.replace(
-        flash_blocks.FORWARD[flash_blocks.generation()], resident=RESIDENT
-    )
+    blocks = blocks or blocks_of(flash_blocks.generation())
     held = Held.of(cache, layer, first, b)
 
     def attended(seen: Sight, source_for, name: str):

@@ -7,11 +7,12 @@ bytes in HBM.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 
-from mossjax.ops import flash_decode, flash_mask
+from mossjax.ops import flash_decode, flash_mask, flash_prefill
 from mossjax.ops.attention import Mask
-from mossjax.ops.flash_blocks import BACKWARD, FORWARD, LANES
+from mossjax.ops.flash_blocks import BACKWARD, FORWARD, LANES, Fit
 from mossjax.parallel.chips import CHIPS
 from mossjax.plan.hlo import Instruction, arrays
 
@@ -37,31 +38,66 @@ BUNDLES: dict[str, dict[str, int]] = {
 
 # Of the decoding kernel, for eight key-value heads of 128 in groups of four: a visit of a block of
 # slots, one that a lane's length cuts, and all else in the program, which begins and ends a lane;
+# of the kernel for pieces of a prompt, what it does to a block of a head's slots when it comes.
 # `experiments/benchmarks/decode` reads them.
 DECODE: dict[str, dict[str, int]] = {
-    'v5e': {'whole': 710, 'cut': 909, 'rest': 504},
-    'v5p': {'whole': 717, 'cut': 912, 'rest': 605},
-    'v6e': {'whole': 709, 'cut': 836, 'rest': 525},
+    'v5e': {'whole': 710, 'cut': 909, 'rest': 504, 'bring': 131},
+    'v5p': {'whole': 717, 'cut': 912, 'rest': 605, 'bring': 132},
+    'v6e': {'whole': 709, 'cut': 836, 'rest': 525, 'bring': 111},
 }
 
 
-def decoding(
-    generation: str, lanes: int, length: int, kv_heads: int, h: int, itemsize: int
-) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """Attention of one device: lanes or rows, each with heads of size h in groups."""
+
+    rows: int
+    kv_heads: int
+    group: int
+    h: int
+
+
+def decoding(generation: str, heads: Heads, length: int, itemsize: int) -> dict[str, float]:
     """Cycles of a call of `ops.flash_decode` by its name, for `cycles.Program.seconds`.
 
     Args:
-      generation: a key of DECODE. lanes, kv_heads: on one device. length: of every lane.
+      generation: a key of DECODE. length: of every lane. itemsize: bytes of a key's number.
     """
     bundles, chip = DECODE[generation], CHIPS[generation]
     whole, over = divmod(length, flash_decode.SLOTS)
     # The rest is charged at every step of the grid, one of which may lie behind the length.
     spent = whole * bundles['whole'] + bool(over) * bundles['cut'] + (whole + 2) * bundles['rest']
-    moved = 2 * lanes * kv_heads * length * h * itemsize
+    moved = 2 * heads.rows * heads.kv_heads * length * heads.h * itemsize
     return {
         'flash_decode': max(
-            lanes * spent * kv_heads / 8 / chip.cores, moved / chip.bandwidth * chip.clock
+            heads.rows * spent * heads.kv_heads / 8 / chip.cores,
+            moved / chip.bandwidth * chip.clock,
         )
+    }
+
+
+def reading(
+    generation: str, heads: Heads, length: int, piece: int, itemsize: int
+) -> dict[str, float]:
+    """Cycles of the two calls of `ops.flash_prefill` by their names, as `decoding`.
+
+    Args:
+      piece: positions that are read at once.
+    """
+    chip, blocks = CHIPS[generation], flash_prefill.blocks_of(generation)
+    calls = heads.rows * heads.kv_heads / chip.cores
+    own, past = (blocks.fit(heads.group, piece, slots) for slots in (piece, length))
+    walk = functools.partial(_walk, generation, 'flash_forward', 'online')
+    visited = flash_mask.visited(Mask(causal=True), own, piece, piece)
+    whole, over = divmod(length, past.keys)
+    brought = past.tiles * past.loads * past.visits * DECODE[generation]['bring']
+    moved = 2 * heads.rows * heads.kv_heads * past.tiles * length * heads.h * itemsize
+    return {
+        'flash_prefill_own': calls * walk(own, *(int(x[0]) for x in visited)),
+        'flash_prefill_past': max(
+            calls * (brought + walk(past, past.tiles * whole, past.tiles * bool(over))),
+            moved / chip.bandwidth * chip.clock,
+        ),
     }
 
 
@@ -74,22 +110,26 @@ def cycles(
       generation: a key of BUNDLES. heads, kv_heads, rows: on one device.
       context: positions of a row. road: one of ROADS.
     """
-    bundles, group = BUNDLES[generation], heads // kv_heads
+    group = heads // kv_heads
     calls = kv_heads * rows / CHIPS[generation].cores
     found = {}
     for kernel, blocks, name in (
         ('flash_forward', FORWARD, road), ('flash_backward', BACKWARD, 'backward'),
     ):  # fmt: skip
         fit = blocks[generation].fit(group, context, context)
-        whole, cut = flash_mask.visited(Mask(causal=True), fit, context, context)
-        size = fit.keys * fit.columns / 2**20
-        visits = int(cut[0]) * bundles[name] + int(whole[0]) * bundles[f'{name}_whole']
-        tiles = bundles[f'{kernel}_tile'] * group * context / 1024
-        found[kernel] = calls * (visits * size + tiles)
+        visited = flash_mask.visited(Mask(causal=True), fit, context, context)
+        found[kernel] = calls * _walk(generation, kernel, name, fit, *(int(x[0]) for x in visited))
     return found | {
         'norm_rope_forward': functools.partial(_by_head, generation, 'norm_rope_forward', 2),
         'norm_rope_backward': functools.partial(_by_head, generation, 'norm_rope_backward', 3),
     }  # fmt: skip
+
+
+def _walk(generation: str, kernel: str, name: str, fit: Fit, whole: int, cut: int) -> float:
+    """Bundles of a kernel for one key-value head: all tiles, and so many blocks of all."""
+    bundles, size = BUNDLES[generation], fit.keys * fit.columns / 2**20
+    visits = size * (cut * bundles[name] + whole * bundles[f'{name}_whole'])
+    return visits + bundles[f'{kernel}_tile'] * fit.tiles * fit.columns / 1024
 
 
 def _by_head(generation: str, name: str, moved: int, call: Instruction) -> float:

@@ -150,8 +150,9 @@ def parts(
       shared: chips that share the model.
     """
     body = program.longest_loop()
-    heads = config.num_key_value_heads // shared, config.head_dim
-    attention = kernels.decoding(generation, speech.lanes, speech.rows, *heads, itemsize=2)
+    heads = _heads(config, speech.lanes, shared)
+    attention = kernels.decoding(generation, heads, speech.rows, itemsize=2)
+    attention |= kernels.reading(generation, heads, speech.rows, buckets.WAIT, itemsize=2)
 
     def taken(text_branch: int):
         """A head runs where it is needed; of the branches one makes a row, one waits or reads."""
@@ -165,6 +166,28 @@ def parts(
         return way
 
     return tuple(list(program.parts(body, generation, taken(way), attention)) for way in (0, 1))
+
+
+def _heads(config: LMConfig, lanes: int, shared: int = 1) -> kernels.Heads:
+    return kernels.Heads(
+        lanes, config.num_key_value_heads // shared,
+        config.num_attention_heads // config.num_key_value_heads, config.head_dim,
+    )  # fmt: skip
+
+
+def piece_seconds(
+    program: cycles.Program, generation: str, config: LMConfig, speech: Speech
+) -> float:
+    """Of a piece of a prompt that is read behind a full lane: all that the program may do."""
+    attention = kernels.reading(
+        generation, _heads(config, 1), speech.rows, speech.piece, itemsize=2
+    )
+
+    def dearest(ways):
+        costs = [program.seconds(name, generation, dearest, attention) for name in ways]
+        return costs.index(max(costs))
+
+    return program.seconds(program.entry, generation, dearest, attention)
 
 
 def _reads_text_head(program: cycles.Program, name: str, config: LMConfig) -> bool:

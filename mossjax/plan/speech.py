@@ -180,7 +180,7 @@ def group_of(part) -> str:
         return part.where or 'the rest'
     names = {
         'cached_attention': 'attention over the cache', 'flash_decode': 'attention over the cache',
-        'cache.py': 'attention over the cache',
+        'flash_prefill': 'attention over the cache', 'cache.py': 'attention over the cache',
         'draws': 'drawing', 'sampling': 'drawing', 'machine': 'drawing', 'transformer': 'layers',
         'lookup': 'embedding', 'norms': 'layers', 'rope': 'layers', 'model.py': 'heads',
     }  # fmt: skip

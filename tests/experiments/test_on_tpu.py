@@ -3,9 +3,11 @@
 import jax
 import pytest
 
-from experiments.benchmarks import on_tpu
+from experiments.benchmarks import on_tpu, on_tpu_cache
 from mossjax.errors import InputError
+from mossjax.nn import flash_cache
 from mossjax.nn.flash import interpreted
+from mossjax.ops.cached_attention import at_once
 from mossjax.parallel import chips
 from mossjax.plan import hlo
 from mossjax.train import lm
@@ -33,6 +35,18 @@ def test_right_kernels_pass_and_wrong_ones_do_not(monkeypatch):
         return on_tpu.attention(q, k, v, mask) * 1.01
 
     assert on_tpu.off(wrong, 'float32', **SMALL)['out'] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_ways_to_read_the_cache_are_told_right_from_wrong(monkeypatch):
+    monkeypatch.setattr(on_tpu_cache, 'KV_HEADS', 1)  # interpreting takes its time
+    small = {'slots': 130, 'lengths': (0, 129), 'new': {'some': 2}}
+    assert on_tpu_cache.check_cache(flash_cache.interpreted, **small)['some']['within']
+
+    def one_too_many(pair, lengths, first):
+        return at_once(pair, lengths + 1, first)
+
+    found = on_tpu_cache.check_cache(one_too_many, **small)['some']
+    assert not found['within'] and min(found['bfloat16'], found['int8']) > 0.05
 
 
 def test_a_step_is_measured_and_stands_beside_its_estimate():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mossjax.nn.flash_decode import interpreted
+from mossjax.nn.flash_cache import interpreted
 from mossjax.nn.shard import sharding_scope
 from mossjax.ops.cached_attention import at_once, in_blocks
 from mossjax.ops.quant import Int8, quantise_rows

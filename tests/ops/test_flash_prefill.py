@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mossjax.nn.flash_decode import interpreted
+from mossjax.nn.flash_cache import interpreted
 from mossjax.ops import flash_prefill
 from mossjax.ops.flash_blocks import Blocks
 from mossjax.ops.quant import Int8, quantise_rows

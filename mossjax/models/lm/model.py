@@ -53,7 +53,7 @@ class LanguageModel(nnx.Module):
     Args:
       attend: attention implementation, see `ops.attention.attention`.
       recall: how the cache is read, `cached_attention.at_once` or `in_blocks`, or on a TPU
-        `nn.flash_decode.in_kernel`.
+        `nn.flash_cache.in_kernel`.
       remat: wraps the body of one layer, e.g. `jax.checkpoint` with a policy.
     """
 
