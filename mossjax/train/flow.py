@@ -26,6 +26,7 @@ from mossjax.data.codes import CodesStore
 from mossjax.data.manifest import Recording
 from mossjax.data.pipeline import Batches
 from mossjax.data.prompts import PromptedBatches
+from mossjax.data.segments import by_speaker
 from mossjax.errors import InputError
 from mossjax.models.flow.config import OFFLINE, Context, FlowConfig
 from mossjax.models.flow.loss import flow_loss, mu_loss
@@ -166,15 +167,18 @@ def run(config: ConfigDict, fresh: bool) -> Run:
     model = options(config.model, FlowConfig, 'model')
     if not data.codes:
         raise InputError('config.data.codes is not set; tokenize the recordings and name the file')
-    clips = data.clips(24_000)
+    clips, codes = data.clips(24_000), CodesStore.open(data.codes)
     make = speech.DecoderBatches
     if data.prompts or data.vectors:
+        by_speaker(clips.recordings)
+        for recording in clips.recordings:
+            codes.versions(recording.audio)  # refused before vectors are measured, for minutes
         make = functools.partial(
             PromptedBatches, prompts=data.prompts, longest=data.prompt_codes,
             vectors=_vectors(data, clips.recordings, model) if data.vectors else None,
         )  # fmt: skip
     batches = make(
-        clips, CodesStore.open(data.codes), undisturbed=data.undisturbed,
+        clips, codes, undisturbed=data.undisturbed,
         **data.batching(config.seed),
     )
     objectives = {

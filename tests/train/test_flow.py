@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ import pytest
 
 from mossjax.data.pipeline import Whole
 from mossjax.errors import InputError
+from mossjax.infer import audio
 from mossjax.models.flow.config import OFFLINE, Context, FlowConfig
 from mossjax.models.flow.loss import flow_loss, mu_loss
 from mossjax.models.flow.mel import log_mel
+from mossjax.train import tasks
+from mossjax.train.config import defaults
 from mossjax.train.flow import FlowTask, aligned_mel
 
 CONFIG = FlowConfig(
@@ -138,3 +142,22 @@ def test_either_side_of_the_coin_is_the_loss_under_its_mask():
         assert abs(float(want) - float(other)) > 2e-5 * float(want)
         sides.add(heads)
     assert sides == {True, False}
+
+
+def test_vectors_are_measured_when_all_else_is_known_to_fit(tmp_path):
+    """Who lacks codes, or says no speaker, hears of it before a codec is opened for vectors."""
+    for name in 'ab':
+        audio.save(tmp_path / f'{name}.wav', np.full(24_000, 0.1, np.float32), 24_000)
+    config = defaults()
+    config.task = 'flow'
+    config.data.update(
+        manifest=str(tmp_path / 'm.jsonl'), codes=str(tmp_path / 'codes.jsonl'), seconds=4.0,
+        vectors=str(tmp_path / 'vectors.jsonl'), speaker=str(tmp_path / 'nowhere'),
+    )  # fmt: skip
+    (tmp_path / 'codes.jsonl').write_text(json.dumps({'path': 'a.wav', 'codes': [1] * 13}) + '\n')
+    for speaker, said in (({}, '2 of 2 recordings have no "speaker"'),
+                          ({'speaker': 'ann'}, 'no codes of .*b.wav')):  # fmt: skip
+        lines = [json.dumps({'audio': f'{name}.wav', **speaker}) + '\n' for name in 'ab']
+        (tmp_path / 'm.jsonl').write_text(''.join(lines))
+        with pytest.raises(InputError, match=said):
+            tasks.make(config)
