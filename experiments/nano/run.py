@@ -2,10 +2,11 @@
 
     python -m experiments.nano.run --workdir runs/nano
 
-Recordings are rendered, a text model, a speech tokenizer and a decoder are trained, the language
-model goes through the paper's three stages, and everything is measured. Every stage is a process
-of its own, two of them run at a time where they do not need each other, and each goes on where it
-was stopped: run the same command again. Logs are in WORKDIR/logs.
+Recordings are rendered; a text model, a speech tokenizer, a vocoder, a speaker encoder and a
+decoder (of one voice, then of all) are trained; the language model goes through the paper's three
+stages; everything is measured. Every stage is a process of its own, two of them run at a time where
+they do not need each other, and each goes on where it was stopped: run the same command again. Logs
+are in WORKDIR/logs.
 
 `--effort 4` trains four times as many steps with the same configurations. Stages that are done stay
 as they are; `--again sft --effort 2` makes one anew, longer, and with it what was made from it. The
@@ -27,7 +28,7 @@ import time
 
 from absl import flags, logging
 
-from experiments.nano import stages
+from experiments.nano import stages, voice_stages
 from experiments.nano.script import start
 from mossjax.errors import InputError
 from mossjax.files import replacing
@@ -43,36 +44,39 @@ class Stage:
       run: (workdir, effort) -> facts for the report; in a process of its own.
       needs: stages that must be finished before.
       makes: what it would go on from when it is run again, relative to the working directory.
-      asked: it runs only where it is asked for by name (--stage).
     """
 
     run: Callable[[Path, float], dict]
     needs: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
-    asked: bool = False
 
 
-# Longest chain first, so that it starts first: the tokenizer decides how long the recipe takes.
+# Of what can start, the first does: the language model's chain decides how long the recipe takes;
+# beside it the codec learns to speak. That of one voice is where the decoder of all voices begins.
 STAGES = {
     'recordings': Stage(stages.recordings, makes=('recordings',)),
     'tokenizer': Stage(stages.tokenizer, ('recordings',), ('tokenizer',)),
     'text_lm': Stage(stages.text_lm, makes=('text_lm', 'rows/text', 'rows/repeat')),
-    'codes': Stage(stages.codes, ('tokenizer',), ('*.jsonl', '*.jsonl.settings.json')),
+    'codes': Stage(
+        stages.codes, ('tokenizer',),
+        tuple(f'{name}.jsonl*' for name in ('codes', 'heldout', 'never_spoken')),
+    ),
     'rows': Stage(
         stages.rows, ('codes', 'text_lm'), tuple(f'rows/{name}' for name in stages.SPEECH_ROWS)
     ),
     'stage1': Stage(stages.stage1, ('rows',), ('stage1',)),
     'stage2': Stage(stages.stage2, ('stage1',), ('stage2',)),
     'sft': Stage(stages.sft, ('stage2',), ('sft',)),
-    'decoder': Stage(stages.decoder, ('codes',), ('decoder_mu', 'decoder')),
-    'report': Stage(stages.report, ('sft', 'decoder')),
-    # A codec that has them speaks through HiFT, gives voices a vector, and speaks in any of them.
-    'vocoder': Stage(stages.vocoder, ('recordings',), ('vocoder_mel', 'vocoder', 'f0.jsonl'), True),
-    'speaker': Stage(stages.speaker, ('recordings',), ('speaker',), True),
-    'decoder_voices': Stage(
-        stages.decoder_voices, ('codes', 'decoder', 'speaker'),
-        ('decoder_voices_mu', 'decoder_voices', 'vectors.jsonl'), True,
+    'speaker': Stage(voice_stages.speaker, ('recordings',), ('speaker',)),
+    'decoder': Stage(voice_stages.decoder, ('codes',), ('decoder_mu', 'decoder')),
+    'vocoder_mel': Stage(
+        voice_stages.vocoder_mel, ('recordings',), ('vocoder_mel', 'vocoder.jsonl', 'f0.jsonl')
     ),
+    'vocoder': Stage(voice_stages.vocoder, ('vocoder_mel',), ('vocoder',)),
+    'decoder_voices': Stage(
+        voice_stages.decoder_voices, ('decoder', 'speaker'), ('decoder_voices', 'vectors.jsonl')
+    ),
+    'report': Stage(stages.report, ('sft', 'vocoder', 'decoder_voices')),
 }
 
 
@@ -121,12 +125,11 @@ def run_all(workdir: Path, effort: float) -> None:
     Raises:
       InputError: a stage failed; names its log.
     """
-    wanted = {name: stage for name, stage in STAGES.items() if not stage.asked}
-    finished = {name for name in wanted if done(workdir, name).exists()}
+    finished = {name for name in STAGES if done(workdir, name).exists()}
     running: dict[str, subprocess.Popen] = {}
     try:
-        while len(finished) < len(wanted):
-            for name, stage in wanted.items():
+        while len(finished) < len(STAGES):
+            for name, stage in STAGES.items():
                 ready = name not in finished | set(running) and set(stage.needs) <= finished
                 if ready and len(running) < AT_ONCE:
                     running[name] = _spawn(workdir, name, effort)
@@ -140,7 +143,7 @@ def run_all(workdir: Path, effort: float) -> None:
             finished.add(name)
             seconds = json.loads(done(workdir, name).read_text())['seconds']
             logging.info('%s finished in %.0f s (%d of %d)', name, seconds, len(finished),
-                         len(wanted))  # fmt: skip
+                         len(STAGES))  # fmt: skip
     finally:
         for process in running.values():  # a stage saves its state on SIGTERM
             process.send_signal(signal.SIGTERM)

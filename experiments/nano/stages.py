@@ -1,4 +1,4 @@
-"""The stages of the nano recipe; `run.py` says in which order.
+"""The stages of the nano recipe but those of its voice (`voice_stages`); `run.py` has the order.
 
 Each takes (workdir, effort), leaves its results in the workdir and returns facts for the report.
 All of them go on where they were stopped. Training runs are the files in `configs/`.
@@ -13,7 +13,6 @@ import json
 import os
 from pathlib import Path
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,36 +20,24 @@ import ml_dtypes
 import numpy as np
 
 from experiments.nano import examples, measure, render, text, world
-from mossjax.convert import codec_directory, codec_speaker, codec_vocoder
-from mossjax.convert.codec_flow import save_flow
-from mossjax.convert.codec_speaker import save_campp
 from mossjax.convert.codec_tokenizer import save_tokenizer
-from mossjax.convert.codec_vocoder import save_hift
 from mossjax.convert.directories import save_lm
-from mossjax.convert.fingerprint import VOICE
 from mossjax.convert.placement import on_host
 from mossjax.convert.qwen3 import start_speech_side
-from mossjax.data import pitch
 from mossjax.data.builder import write_rows
 from mossjax.data.codes import CodesStore, tokenize_recordings
 from mossjax.data.format import Format
 from mossjax.data.manifest import Recording, read_recordings
-from mossjax.infer import voice as voices
 from mossjax.infer.chat import Chat
-from mossjax.infer.voice_maker import VoiceMaker, read_recording
 from mossjax.models.lm.config import LMConfig
 from mossjax.models.lm.grid import GridIds
 from mossjax.models.lm.text import TextTokenizer
-from mossjax.nn import weight_norm
 from mossjax.train import loop, tasks
 from mossjax.train.config import check
-from mossjax.train.vocoder import GENERATOR
 
 CODES = 512
 VERSIONS = 8  # of each recording, as the language model hears it
 ROW_LENGTH = 256
-PROMPT = 2.0  # seconds that the recording of the codec's own voice has at least
-PITCHED = 12  # one recording in so many has its pitch measured: four a second and core
 # Row data sets that need codes.
 SPEECH_ROWS = {
     make.__name__: make for make in (
@@ -296,59 +283,6 @@ def exact_scores(workdir: Path, chat: Chat) -> dict:
             chat, facts, found, open_codes(workdir, split), corpus.answers
         ) | {'t2s': measure.in_speech(chat, about, corpus.answers), 'questions': len(found)}
     return scores
-
-
-def decoder(workdir: Path, effort: float) -> dict:
-    """The flow decoder, its encoder first."""
-    train(workdir, 'decoder_mu', effort)
-    config, task, state = train(workdir, 'decoder', effort)
-    save_flow(workdir / 'codec', task.config, bfloat16(state.params))
-    return facts_of(config, state) | {'last': last_metrics(workdir / 'decoder')}
-
-
-def decoder_voices(workdir: Path, effort: float) -> dict:
-    """The flow decoder of all voices, in the place of the other; alone it has the voice of replies.
-    """
-    train(workdir, 'decoder_voices_mu', effort)
-    config, task, state = train(workdir, 'decoder_voices', effort)
-    save_flow(workdir / 'codec', task.config, bfloat16(state.params))
-    own = next(
-        r for r in manifest(workdir, 'train')
-        if r.speaker == render.REPLY_VOICE and r.extra['seconds'] > PROMPT
-    )
-    made = VoiceMaker.open(workdir / 'codec').make(*read_recording(own.audio))
-    voices.save(workdir / 'codec' / VOICE, made)
-    return facts_of(config, state) | {'last': last_metrics(workdir / 'decoder_voices')}
-
-
-def check_voiced(codec: str) -> None:
-    """Ends the process unless a codec has what the stages `vocoder` and `speaker` add to one."""
-    parts = {'vocoder': codec_vocoder.STEM, 'speaker': codec_speaker.STEM}
-    if missing := [stage for stage, stem in parts.items() if not codec_directory.has(codec, stem)]:
-        sys.exit(
-            f'{codec} lacks what the stage {missing[0]!r} trains; run python -m '
-            f'experiments.nano.run --workdir runs/nano --stage {missing[0]}, then give --codec '
-            'runs/nano/codec'
-        )
-
-
-def vocoder(workdir: Path, effort: float) -> dict:
-    """HiFT, mels and pitch first, then against its discriminators."""
-    if not (workdir / 'f0.jsonl').exists():
-        pitch.measure(manifest(workdir, 'train')[::PITCHED], workdir / 'f0.jsonl')
-    train(workdir, 'vocoder_mel', effort)
-    config, task, state = train(workdir, 'vocoder', effort)
-    generator = weight_norm.fold(jax.tree.map(np.asarray, state.params[GENERATOR]))
-    save_hift(workdir / 'codec', task.config, bfloat16(generator), suffix='.safetensors')
-    return facts_of(config, state) | {'last': last_metrics(workdir / 'vocoder')}
-
-
-def speaker(workdir: Path, effort: float) -> dict:
-    """CAM++ of the nano voices."""
-    config, task, state = train(workdir, 'speaker', effort)
-    params = task.encoder(state.params, state.extra)
-    save_campp(workdir / 'codec', task.config, bfloat16(params))
-    return facts_of(config, state) | {'last': last_metrics(workdir / 'speaker')}
 
 
 def last_metrics(run: Path) -> dict:

@@ -20,7 +20,7 @@ import sys
 from absl import app, flags, logging
 import numpy as np
 
-from experiments.nano import stages
+from experiments.nano import voice_stages
 from experiments.proofs import record
 from mossjax.eval import sound
 from mossjax.eval.judge import Judge
@@ -185,7 +185,7 @@ def main(argv: list[str]) -> None:
     del argv
     assets = Assets.open(shipped())
     root = _CODEC.value or str(assets.codec)
-    stages.check_voiced(root)
+    voice_stages.check_voiced(root)
     codec = Opened(assets, root, SpeechDecoder.open(root), SpeechTokenizer.open(root))
     kinds = {
         'answers': _some(list(assets.answers.values())),

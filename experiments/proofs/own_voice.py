@@ -26,7 +26,7 @@ from absl import app, flags, logging
 import jax
 import numpy as np
 
-from experiments.nano import stages, world
+from experiments.nano import voice_stages, world
 from experiments.own_voice import voice
 from experiments.proofs import record
 from mossjax.convert import codec_directory
@@ -151,7 +151,7 @@ def _digest(path: Path) -> str:
 def main(argv: list[str]) -> None:
     del argv
     codec = _CODEC.value or str(shipped() / 'codec')
-    stages.check_voiced(codec)
+    voice_stages.check_voiced(codec)
     with tempfile.TemporaryDirectory() as scratch:
         found = taught(codec, Path(_WORKDIR.value or scratch), _STEPS.value)
     gain = found['likeness']['speaker encoder']

@@ -38,21 +38,28 @@ def check_settings(directory: Path, part: Part) -> None:
     """Whether a trained part can stand in a codec directory with the settings that are there.
 
     Raises:
-      InputError: they are those of another network.
+      InputError: they are those of another network, or of a decoder of another mel.
     """
     path = directory / SETTINGS
-    if not os.path.lexists(path):
+    ours = {FlowConfig: flow_config, HiftConfig: hift_config}.get(type(part.config))
+    if ours is None or not os.path.lexists(path):
         return
-    if isinstance(part.config, FlowConfig):
-        found, differing = flow_config.read_config(path), flow_config.differing
-    elif isinstance(part.config, HiftConfig):
-        if not hift_config.described(path):
-            plain_root(path)  # an entry will be written into it
-            return
-        shapes = rules.expected_tensors(part.rules, part.network.shapes)
-        found, differing = hift_config.read(path, shapes), hift_config.differing
+    if ours is hift_config and flow_config.described(path):
+        mels = flow_config.read_config(path).mels
+        if mels != part.config.mels:
+            raise InputError(
+                f'{path}: describes a flow that makes {mels} mel bins, the vocoder of the run '
+                f'reads {part.config.mels}; name a codec of the mel that it was trained on'
+            )
+    if not ours.described(path):
+        plain_root(path)  # an entry will be written into it
+        return
+    differing = ours.differing
+    if ours is flow_config:
+        found = flow_config.read_config(path)
     else:
-        return
+        shapes = rules.expected_tensors(part.rules, part.network.shapes)
+        found = hift_config.read(path, shapes)
     if names := differing(found, part.config):
         said = ', '.join(
             f'{n} is {getattr(found, n)}, {getattr(part.config, n)} in the run' for n in names
@@ -66,7 +73,7 @@ def check_settings(directory: Path, part: Part) -> None:
 def write_settings(directory: Path, part: Part) -> None:
     """Puts the settings of a trained part where the codec has none; `check_settings` first."""
     path = directory / SETTINGS
-    if isinstance(part.config, FlowConfig) and not os.path.lexists(path):
+    if isinstance(part.config, FlowConfig) and not flow_config.described(path):
         flow_config.write_config(path, part.config)
     if isinstance(part.config, HiftConfig) and not hift_config.described(path):
         hift_config.write(path, part.config)

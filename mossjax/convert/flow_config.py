@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ _IGNORED = {
     'encoder.attention_dropout_rate', 'decoder.in_channels', 'decoder.n_spks',
     'decoder.cfm_params.reg_loss_type',
 }  # fmt: skip
+
+
+def described(path: str | Path) -> bool:
+    """Whether the file is there and has an entry for the decoder."""
+    return os.path.lexists(path) and isinstance(read_root(path).get(ENTRY), Mapping)
 
 
 def read_config(path: str | Path) -> FlowConfig:

@@ -13,7 +13,11 @@ from mossjax.infer.assets import HELDOUT, NEVER_SPOKEN
 
 ENOUGH = 100  # questions below which a gate on them is not judged
 MET, NOT_MET, TOO_FEW = 'met', 'NOT MET', 'too few'
-STAGES = ('tokenizer', 'decoder', 'text_lm', 'stage1', 'stage2', 'sft')  # of report.json
+# Of report.json, that train: the codec, then the language model.
+STAGES = (
+    'tokenizer', 'vocoder_mel', 'vocoder', 'speaker', 'decoder', 'decoder_voices',
+    'text_lm', 'stage1', 'stage2', 'sft',
+)  # fmt: skip
 SECTIONS = {
     HELDOUT: 'Facts heard in training; questions in renderings that no training used',
     NEVER_SPOKEN: 'Facts that no training audio ever asked, known from text alone (not gated)',
@@ -164,7 +168,7 @@ def stages(report: dict) -> str:
     width = max(map(len, recorded))
     text = [
         'Training as recorded: text to text over all facts, before and after each stage',
-        f'{"":{width + 2}}before   after  never spoken   steps  config        ',
+        f'{"":{width + 2}}before   after  never spoken   steps  minutes  config        ',
     ]
     before = None
     for name, facts in recorded.items():
@@ -173,9 +177,10 @@ def stages(report: dict) -> str:
         first, second, third = map(_share, shares)
         same = '  text logits unchanged to the bit' if facts.get('text_logits_identical') else ''
         config = str(facts.get('config_sha256', ''))[:12]
+        minutes = f'{facts["seconds"] / 60:.0f}' if 'seconds' in facts else '-'
         text.append(
             f'  {name:{width}}{first:>6}  {second:>6}  {third:>12}  {facts.get("steps", "-"):>6}'
-            f'  {config}{same}'
+            f'  {minutes:>7}  {config}{same}'
         )
         before = after.get('all', before)
     return '\n'.join(line.rstrip() for line in text)

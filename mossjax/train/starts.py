@@ -132,13 +132,18 @@ def vocoder(directory: str, network) -> Start | None:
       network: of the run, `train.vocoder.Players`.
 
     Raises:
-      InputError: the directory is neither.
+      InputError: the directory is neither, or a run of another network.
     """
     if not directory:
         return None
     if saved := _checkpoints(directory):
         step = checkpoint.find_step(saved)
         has = checkpoint.read_shapes(saved, step)
+        if 'generator' not in has:
+            raise InputError(
+                f'{directory} is a run of no vocoder, it has {", ".join(sorted(has))}; '
+                'config.init_from names a vocoder run or a codec with flow/hift'
+            )
         return lambda abstract: _fresh(network, abstract, has) | _parameters(saved, step)(
             {name: tree for name, tree in abstract.items() if name in has}
         )

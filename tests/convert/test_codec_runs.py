@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mossjax.checkpoint import Checkpoints
+from mossjax.convert import flow_config, hift_config
 from mossjax.convert.codec_flow import open_flow
 from mossjax.convert.codec_meta import run_meta
 from mossjax.convert.codec_parts import TORCH, Part
@@ -211,6 +212,26 @@ def test_a_run_of_another_decoder_than_the_codec_has(whole, tmp_path, capsys):
     said = capsys.readouterr().err
     assert 'config.yaml: describes another flow than was trained (heads is 4, 2 in the run,' in said
     assert 'guidance is 0.7, 0.5 in the run' in said and not (tmp_path / 'out').exists()
+
+
+def test_a_vocoder_of_another_mel_than_the_decoder_makes(tmp_path, capsys):
+    """Refused where the codec tells, before anything is written; the other way round they join."""
+    part = Part('flow/hift', TORCH, tiny_codec.HIFT)
+    root = save_run(tmp_path / 'run', drawn(part.network.shapes), run_meta(part))
+    other = tmp_path / 'codec' / 'flow' / 'config.yaml'
+    other.parent.mkdir(parents=True)
+    flow_config.write_config(other, dataclasses.replace(tiny_codec.FLOW, mels=40))
+    assert run('--companions', tmp_path / 'codec', root, tmp_path / 'out') == 2
+    said = capsys.readouterr().err
+    assert 'describes a flow that makes 40 mel bins, the vocoder of the run reads 80; name' in said
+    assert not (tmp_path / 'out').exists()
+    other.unlink()
+    hift_config.write(other, tiny_codec.HIFT)
+    task = FlowTask(tiny_codec.FLOW, None)
+    decoder = save_run(tmp_path / 'decoder', drawn(task.network.shapes), task.model)
+    assert run('--companions', tmp_path / 'codec', decoder, tmp_path / 'out') == 0
+    assert open_flow(tmp_path / 'out')[0] == tiny_codec.FLOW
+    assert hift_config.described(tmp_path / 'out' / 'flow' / 'config.yaml')
 
 
 def test_companions_are_files_not_the_other_form(whole, tmp_path, capsys):

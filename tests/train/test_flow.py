@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ import pytest
 
 from mossjax.data.pipeline import Whole
 from mossjax.errors import InputError
-from mossjax.models.flow.config import Context, FlowConfig
+from mossjax.infer import audio
+from mossjax.models.flow.config import OFFLINE, Context, FlowConfig
 from mossjax.models.flow.loss import flow_loss, mu_loss
 from mossjax.models.flow.mel import log_mel
+from mossjax.train import tasks
+from mossjax.train.config import defaults
 from mossjax.train.flow import FlowTask, aligned_mel
 
 CONFIG = FlowConfig(
@@ -108,3 +112,52 @@ def test_the_mask_goes_by_a_coin_that_the_loss_does_not_see():
     chunk = np.asarray(metrics['chunk'])
     assert chunk.mean() == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 1000) ** 0.5)
     assert abs(np.corrcoef(chunk, drawn)[0, 1]) < 4 / 1000**0.5
+
+
+def test_either_side_of_the_coin_is_the_loss_under_its_mask():
+    """Against both masks as constants, with the key that the coin leaves."""
+    task = FlowTask(
+        dataclasses.replace(CONFIG, mels=8), Whole(make_batch),
+        functools.partial(flow_loss, mu_weight=1.0), Context(chunk=2), context_share=0.5,
+    )  # fmt: skip
+    rng, batch = np.random.default_rng(0), make_batch(0)
+    params = jax.tree.map(
+        lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), task.network.shapes
+    )
+
+    def loss(task):
+        return jax.jit(lambda key: task.loss(params, {}, batch, key)[0])
+
+    tossed = loss(task)
+    masked, seeing = (
+        loss(dataclasses.replace(task, context=context, context_share=1.0))
+        for context in (Context(chunk=2), OFFLINE)
+    )
+    sides = set()
+    for seed in range(6):
+        coin_key, key = jax.random.split(jax.random.key(seed))
+        heads = float(jax.random.uniform(coin_key)) < 0.5
+        want, other = (masked(key), seeing(key))[:: 1 if heads else -1]
+        assert float(tossed(jax.random.key(seed))) == pytest.approx(float(want), rel=1e-6)
+        assert abs(float(want) - float(other)) > 2e-5 * float(want)
+        sides.add(heads)
+    assert sides == {True, False}
+
+
+def test_vectors_are_measured_when_all_else_is_known_to_fit(tmp_path):
+    """Who lacks codes, or says no speaker, hears of it before a codec is opened for vectors."""
+    for name in 'ab':
+        audio.save(tmp_path / f'{name}.wav', np.full(24_000, 0.1, np.float32), 24_000)
+    config = defaults()
+    config.task = 'flow'
+    config.data.update(
+        manifest=str(tmp_path / 'm.jsonl'), codes=str(tmp_path / 'codes.jsonl'), seconds=4.0,
+        vectors=str(tmp_path / 'vectors.jsonl'), speaker=str(tmp_path / 'nowhere'),
+    )  # fmt: skip
+    (tmp_path / 'codes.jsonl').write_text(json.dumps({'path': 'a.wav', 'codes': [1] * 13}) + '\n')
+    for speaker, said in (({}, '2 of 2 recordings have no "speaker"'),
+                          ({'speaker': 'ann'}, 'no codes of .*b.wav')):  # fmt: skip
+        lines = [json.dumps({'audio': f'{name}.wav', **speaker}) + '\n' for name in 'ab']
+        (tmp_path / 'm.jsonl').write_text(''.join(lines))
+        with pytest.raises(InputError, match=said):
+            tasks.make(config)

@@ -139,6 +139,11 @@ def test_another_run_begins_with_the_players_that_are_there(trained, tmp_path):
     start = starts.vocoder(str(tmp_path), TASK.network)(abstract)
     fresh = TASK.network.init(jax.random.key(0))['discriminators']
     jax.tree.map(np.testing.assert_array_equal, start, alone | {'discriminators': fresh})
+    saved = checkpoint.Checkpoints(tmp_path / 'other' / 'checkpoints')
+    saved.save(1, {'params': {'encoder': alone}, 'opt_state': {}, 'extra': {}}, {})
+    saved.close()
+    with pytest.raises(InputError, match='other is a run of no vocoder, it has encoder; config'):
+        starts.vocoder(str(tmp_path / 'other'), TASK.network)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ def get_config():
     config.task = 'vocoder'
     config.steps = 4000
     config.log_every = 50
-    config.save_every = 500
+    config.save_every = 200
     config.keep = 1
     # Samples come of 3000 spectra a second where the released vocoder has 6000: half the work.
     config.model.update(
         channels=128, f0_width=128, rates=(12, 5), kernels=(24, 11), n_fft=32, hop=8,
         block_kernels=(3, 7), dilations=(1, 3), source_kernels=(7, 7),
     )  # fmt: skip
-    config.data.manifest = 'recordings/train/manifest.jsonl'
+    config.data.manifest = 'vocoder.jsonl'
     config.data.f0 = 'f0.jsonl'
     config.data.frames = 20
     config.data.rows = 8

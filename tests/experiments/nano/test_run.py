@@ -1,12 +1,22 @@
+from collections import Counter
 import fcntl
+import importlib
 import json
 import os
+from pathlib import Path
 import time
 
 import pytest
 
-from experiments.nano import run
+from experiments.nano import configs, run, voice_stages
+from mossjax.data.manifest import Recording
 from mossjax.errors import InputError
+
+# Runs of the recipe, as their configs are called.
+TRAINED = {
+    'tokenizer', 'text_lm', 'stage1', 'stage2', 'sft', 'speaker', 'decoder_mu', 'decoder',
+    'vocoder_mel', 'vocoder', 'decoder_voices',
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -84,6 +94,52 @@ def test_two_processes_never_run_one_stage(toy, tmp_path):
 def test_every_stage_needs_stages_that_exist():
     for name, stage in run.STAGES.items():
         assert set(stage.needs) <= set(run.STAGES) - {name}
+
+
+def test_every_run_begins_with_one_that_is_there_by_then():
+    """What a config takes parameters from is made by its own stage or by one that it waits for."""
+    makes = {path: name for name, stage in run.STAGES.items() for path in stage.makes}
+    makes['text_model'] = 'text_lm'
+    found = {}
+    for file in Path(configs.__file__).parent.glob('*.py'):
+        module = importlib.import_module(f'{configs.__name__}.{file.stem}')
+        if file.stem in makes:
+            found[file.stem] = module.get_config().init_from
+    assert found['decoder_voices'] == 'decoder' and found['vocoder'] == 'vocoder_mel'
+    assert found.keys() == TRAINED
+    for name, start in found.items():
+        assert not start or makes[start] in {makes[name], *before(makes[name])}, (name, start)
+    assert before('report') == run.STAGES.keys() - {'report'}
+
+
+def before(name: str) -> set[str]:
+    """Stages that are finished when this one starts."""
+    needs = set(run.STAGES[name].needs)
+    return needs.union(*map(before, needs))
+
+
+def test_a_stage_made_anew_removes_its_own_stores_alone(tmp_path):
+    for name in ('codes.jsonl', 'codes.jsonl.settings.json', 'heldout.jsonl', 'f0.jsonl',
+                 'vocoder.jsonl', 'vectors.jsonl'):  # fmt: skip
+        (tmp_path / name).write_text('')
+    assert 'vocoder' not in run.forget(tmp_path, 'codes')
+    assert {path.name for path in tmp_path.iterdir()} == {'f0.jsonl', 'vocoder.jsonl'}
+
+
+def test_the_vocoder_learns_from_some_of_each_voice():
+    kinds = {'question': 200, 'words': 80, 'answer': 103, 'answer_other': 50}
+    all_ = [
+        Recording(f'{speaker}/{kind}/{i}', '', speaker, extra={'kind': kind})
+        for speaker in ('slt', 'rms') for kind, count in kinds.items() for i in range(count)
+        if kind != 'answer' or speaker == 'slt'
+    ]  # fmt: skip
+    some = voice_stages.some(all_)
+    assert Counter((r.speaker, r.extra['kind']) for r in some) == {
+        ('slt', 'answer'): 103,
+        **{(s, k): n for s in ('slt', 'rms')
+           for k, n in (('question', 80), ('words', 70), ('answer_other', 34))},
+    }  # fmt: skip
+    assert len({r.audio for r in some}) == len(some) and some == voice_stages.some(all_)
 
 
 def test_a_stage_that_fails_names_its_log_and_stops_the_others(monkeypatch, tmp_path):
