@@ -126,9 +126,10 @@ def _fit(static, q, k, v, seen, blocks):
 def _forward(static, q, k, v, seen):
     _, h, scale, (blocks, _), interpret = static
     fit, plan = _fit(static, q, k, v, seen, blocks)
+    queries = lengthen(q, fit.t)
     source = flash_forward.Merged((lengthen(k, fit.s), lengthen(v, fit.s)), h)
     out, log_sum, known = flash_forward.forward(
-        lengthen(q, fit.t), source, plan, fit, scale=scale, vmem=blocks.vmem, interpret=interpret
+        queries, source, plan, fit, scale=scale, vmem=blocks.vmem, interpret=interpret
     )
     return out[:, : q.shape[1]], log_sum[..., : q.shape[1]], known
 

@@ -99,6 +99,7 @@ def forward(
       bound for the maximum (b, k, tiles) bool).
     """
     b, kv_heads, h = len(q), source.heads, source.size
+    longest = source.longest()
     shared = len(plan.visits) == 1
 
     def row(x):
@@ -150,7 +151,7 @@ def forward(
         interpret=interpret,
         name=name,
     )(
-        plan.load.reshape(-1), source.longest().reshape(-1), *source.scalars, plan.visits, q,
+        plan.load.reshape(-1), longest.reshape(-1), *source.scalars, plan.visits, q,
         *source.operands, plan.q_segments, plan.limit, plan.kv_segments,
     )
     attended, log_sum, known = out
