@@ -169,14 +169,14 @@ def check_codec(codec_dir: str | Path, *, prompt: bool = True, vector: bool = Tr
     Raises:
       InputError: naming them.
     """
-    speaks = codec_directory.has(codec_dir, codec_speaker.STEM)
+    has_speaker = codec_directory.has(codec_dir, codec_speaker.STEM)
     missing = []
     if prompt and not codec_directory.has_tokenizer(codec_dir):
         missing.append(f'the speech tokenizer ({", ".join(codec_tokenizer.FILES)})')
-    if vector and not speaks and (missing or not prompt):  # prompts alone are voices too
+    if vector and not has_speaker and (missing or not prompt):  # prompts alone are voices too
         missing.append(f'the speaker encoder ({DECODER}/{codec_speaker.STEM}.onnx or .safetensors)')
     if missing:
-        alone = ', or --only vector, which needs none' * (prompt and speaks)
+        alone = ', or --only vector, which needs none' * (prompt and has_speaker)
         raise InputError(
             f'{codec_dir} lacks {" and ".join(missing)}, by which a recording becomes a voice; '
             'make a voice file of the recording with a codec that has all (mossjax voice'
