@@ -69,6 +69,7 @@ def read(dump: str | pathlib.Path, name: str) -> Kernel:
 
     Raises:
       FileNotFoundError: the dump has no such kernel, or more than one.
+      ValueError: its tables are written otherwise than is known here.
     """
     listing = _only(dump, f'*{name}*final_bundles.txt', without='schedule-analysis')
     busy = _only(dump, f'*{name}*per-bundle-utilization.txt')
@@ -120,7 +121,10 @@ def _stretches(lines: list[str]) -> Iterator[tuple[str, int, int]]:
 def _utilisation(text: str) -> tuple[list[str], list[int], list[list[int]]]:
     """(units, slots of each in a bundle, slots used bundle by bundle)."""
     lines = text.splitlines()
-    head = next(n for n, line in enumerate(lines) if line.startswith(('MXU,', 'MATMUL')))
+    heads = [n for n, line in enumerate(lines) if line.startswith(('MXU,', 'MATMUL'))]
+    if not heads:
+        raise ValueError('no table of units used; another libtpu writes another listing')
+    head = heads[0]
     names = [name.strip() for name in lines[head].split(',')]
     slots = [int(n) for n in lines[head + 1].split()]
     rows = [

@@ -22,6 +22,7 @@ from mossjax.convert.codec_speaker import save_campp
 from mossjax.convert.codec_vocoder import save_hift
 from mossjax.convert.fingerprint import VOICE
 from mossjax.data.manifest import Recording, write_manifest
+from mossjax.errors import InputError
 from mossjax.infer import voice as voices
 from mossjax.infer.voice_maker import VoiceMaker, read_recording
 from mossjax.nn import weight_norm
@@ -92,12 +93,18 @@ def some(recordings: Sequence[Recording]) -> list[Recording]:
 
 
 def own_voice(codec: str | Path, recordings: Sequence[Recording]) -> voices.Voice:
-    """The voice of replies, of the first recording that is long enough."""
-    own = next(
-        r for r in recordings
-        if r.speaker == render.REPLY_VOICE and r.extra['seconds'] > PROMPT
+    """The voice of replies, of the first recording that is long enough.
+
+    Raises:
+      InputError: none is.
+    """
+    for recording in recordings:
+        if recording.speaker == render.REPLY_VOICE and recording.extra['seconds'] > PROMPT:
+            return VoiceMaker.open(codec).make(*read_recording(recording.audio))
+    raise InputError(
+        f'no recording of {render.REPLY_VOICE!r} among {len(recordings)} lasts {PROMPT} s, for '
+        "the codec's own voice; make them anew: experiments.nano.run --again recordings"
     )
-    return VoiceMaker.open(codec).make(*read_recording(own.audio))
 
 
 def check_voiced(codec: str) -> None:

@@ -128,14 +128,14 @@ def main(args: list[str]) -> int | None:
     for flag in (_TEXT, _SYSTEM):
         if flag.value is not None:
             lines.words(flag.value, f'--{flag.name}')
+    if _VOICE.value is not None and _REPLY.value == 'text':
+        raise InputError('--voice speaks, and the reply is to be written; leave one of them out')
     if _QUESTIONS.value or _ANSWERS.value:
         return _answer_questions()
     if _REPLY.value == 'speech' and not (_CODEC.value and _OUT.value):
         raise InputError('a spoken reply needs --codec and --out; or ask with --reply text')
     if _WAV.value is not None and not _CODEC.value:
         raise InputError('--wav needs --codec to be heard')
-    if _VOICE.value is not None and _REPLY.value == 'text':
-        raise InputError('--voice speaks, and the reply is to be written; leave one of them out')
     _check_targets()
     with _fitting():
         if _WAV.value is None and _TEXT.value is None:

@@ -62,10 +62,10 @@ def main(args: list[str]) -> None:
 
     from mossjax.convert.codec_directory import open_config
     from mossjax.convert.codec_flow import STEM
-    from mossjax.infer import vocode
+    from mossjax.infer import vocode, voice_maker
     from mossjax.infer.speech_decoder import SpeechDecoder
     from mossjax.infer.vocode_stream import StreamedSpeech, checked_hops, streaming_stem
-    from mossjax.infer.voice_maker import open_voice
+    from mossjax.infer.voice import own
 
     config, hops, stem = open_config(_CODEC.value), (), STEM
     if _STREAM.value:
@@ -74,14 +74,20 @@ def main(args: list[str]) -> None:
     if not hops:
         vocode.check_lengths(lines, config, 0, _CODES.value)
     vocode.check_folder(lines, _OUT.value)
-    voice = open_voice(_VOICE.value, _CODEC.value) if _VOICE.value else None
-    decoder = SpeechDecoder.open(_CODEC.value, voice=voice, seed=_SEED.value, stem=stem)
+    if _VOICE.value:
+        voice = voice_maker.choose(_VOICE.value, _CODEC.value)
+    else:
+        voice = voice_maker.Choice.of(own(_CODEC.value, config))
+    made_with = vocode.made_with(_CODEC.value, voice.digest(), _SEED.value, stem, hops)
+    job = vocode.Job(lines, _OUT.value, made_with)
+    if len(job.kept) == len(lines):
+        print(f'{_OUT.value}: nothing left to do, all {len(lines)} recordings are there')
+        return
+    decoder = SpeechDecoder.open(_CODEC.value, voice=voice.make(), seed=_SEED.value, stem=stem)
     if hops:
         decoder = StreamedSpeech(decoder, hops)
     else:
         vocode.check_lengths(lines, config, len(decoder.voice.codes), _CODES.value)
-    made_with = vocode.made_with(_CODEC.value, decoder, _SEED.value, stem, hops)
-    job = vocode.Job(lines, _OUT.value, made_with)
     found = []
     with tqdm.tqdm(
         total=len(lines), initial=len(job.kept), unit='line', disable=None  # none off a terminal

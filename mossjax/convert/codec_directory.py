@@ -31,6 +31,8 @@ from mossjax.models.tokenizer.quantizer import Codebook
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.nn import weight_norm
 
+SUFFIXES = ('.safetensors', '.pt', '.onnx')  # of files of the decoder's networks
+
 
 def open_tokenizer(codec_dir: str | Path) -> tuple[TokenizerConfig, dict]:
     """See `codec_tokenizer.open_tokenizer`.
@@ -75,6 +77,14 @@ def tokenizer_files(codec_dir: str | Path) -> list[Path]:
     if source is None:
         return sorted([*root.glob('*config.json'), *root.glob('*.safetensors')])
     return [root / name for name in source.weights]
+
+
+def has_tokenizer(codec_dir: str | Path) -> bool:
+    """Whether it can hear: a speech tokenizer is there, or a part of one."""
+    source = _orbax(codec_dir)
+    if source is None:
+        return codec_tokenizer.has_tokenizer(codec_dir)
+    return source.kind.config is not None
 
 
 def has_decoder(codec_dir: str | Path) -> bool:
@@ -149,15 +159,21 @@ def prints(
     }
 
 
-def weights(codec_dir: str | Path, stems: Collection[str]) -> list[str]:
+def weights(
+    codec_dir: str | Path, stems: Collection[str], tokenizer: bool = False
+) -> list[str]:
     """SHA-256 of the files that hold these networks of the decoder, and of their settings.
 
     An Orbax form has all networks in the same files, so those are all of its files.
+
+    Args:
+      tokenizer: the speech tokenizer's as well.
     """
     source, root = _orbax(codec_dir), Path(codec_dir)
     if source is None:
-        found = [weight_files.find(root / DECODER, stem) for stem in stems]
+        found = [weight_files.find(root / DECODER, stem, SUFFIXES) for stem in stems]
         files = [root / DECODER / 'config.yaml', *filter(None, found)]
+        files += tokenizer_files(codec_dir) if tokenizer else []
     else:
         files = [root / name for name in source.weights]
     return [certificate.file_record(file)['sha256'] for file in files if file.is_file()]

@@ -21,6 +21,7 @@ from mossjax.models.tokenizer.quantizer import Codebook
 from mossjax.nn.param import describe
 
 CONFIG, PREPROCESSOR, WEIGHTS = 'config.json', 'preprocessor_config.json', 'model.safetensors'
+FILES = (CONFIG, PREPROCESSOR, WEIGHTS)
 
 
 class Opened(NamedTuple):
@@ -39,6 +40,12 @@ class Opened(NamedTuple):
 def tokenizer_network(config: TokenizerConfig, **modules):
     """The `Network` whose parameters a codec directory holds; `modules`: of `Tokenizer`."""
     return describe(lambda rngs: Tokenizer(config, rngs=rngs, **modules))
+
+
+def has_tokenizer(codec_dir) -> bool:
+    """Whether a codec directory has a speech tokenizer, or some of its files."""
+    names = (CONFIG, PREPROCESSOR, '*model*')
+    return any(True for name in names for _ in pathlib.Path(codec_dir).glob(name))
 
 
 def open_tokenizer(codec_dir) -> tuple[TokenizerConfig, dict]:

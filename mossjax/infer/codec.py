@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossjax.convert import codec_directory, codec_vocoder
+from mossjax.convert import codec_directory, codec_tokenizer, codec_vocoder
 from mossjax.convert.codec_flow import STEM
 from mossjax.errors import InputError
 from mossjax.infer.speech_decoder import SpeechDecoder
@@ -139,6 +139,11 @@ def open_codec(
         raise InputError(
             f'{codec_dir} has no folder flow/, the decoder that spoken replies need; a codec whose '
             'training left it out can hear, for written replies'
+        )
+    if hears and not codec_directory.has_tokenizer(codec_dir):
+        raise InputError(
+            f'{codec_dir} lacks the speech tokenizer ({", ".join(codec_tokenizer.FILES)}), which '
+            'hears recordings; ask in writing (--text), or take a codec that has it'
         )
     ears = SpeechTokenizer.open(codec_dir) if hears else None
     stem = STEM

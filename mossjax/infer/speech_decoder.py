@@ -10,7 +10,6 @@ import numpy as np
 
 from mossjax.convert.codec_directory import open_flow
 from mossjax.convert.codec_flow import STEM, flow_network
-from mossjax.convert.fingerprint import VOICE
 from mossjax.errors import InputError
 from mossjax.infer import voice as voices
 from mossjax.infer.layout import placed
@@ -93,7 +92,7 @@ class SpeechDecoder:
         """Loads the decoder of a codec directory, in either form (`convert.codec_directory`).
 
         Args:
-          voice: by default the one in the directory (`voice.safetensors`), if it has one.
+          voice: by default the directory's own, see `voice.own`.
           seed: of the vocoder's noise. stem: of the checkpoint, see `open_flow`.
           options: the constructor's.
 
@@ -101,9 +100,7 @@ class SpeechDecoder:
           InputError: files missing or damaged, or a voice that does not fit.
         """
         config, params = open_flow(codec_dir, stem)
-        default = Path(codec_dir) / VOICE
-        if voice is None and default.is_file():
-            voice = voices.load(default, codec_dir)
+        voice = voices.own(codec_dir, config) if voice is None else voice
         decoder = cls(
             config, params, voice=voice, vocoder=open_vocoder(codec_dir, seed), **options
         )  # fmt: skip

@@ -184,20 +184,18 @@ def check_folder(lines: Sequence[Line], folder: str | os.PathLike) -> None:
 
 
 def made_with(
-    codec_dir: str | os.PathLike, decoder: SpeechDecoder | StreamedSpeech, seed: int,
-    stem: str = codec_flow.STEM, steps: Sequence[int] = (),
+    codec_dir: str | os.PathLike, voice: bytes, seed: int, stem: str = codec_flow.STEM,
+    steps: Sequence[int] = (),
 ) -> bytes:  # fmt: skip
     """A hash of all that recordings are made of beside their codes: decoder, voice, seed.
 
     Args:
-      stem: of the flow decoder's checkpoint. steps: of a stream, in codes.
+      voice: its hash. stem: of the flow decoder's checkpoint. steps: of a stream, in codes.
     """
-    voice = decoder.voice
     found = hashlib.sha256(','.join(map(str, [seed, *steps])).encode())
     for digest in codec_directory.weights(codec_dir, (stem, codec_vocoder.STEM)):
         found.update(digest.encode())
-    for part in (voice.codes, voice.mel, voice.xvector):
-        found.update(np.ascontiguousarray(part).tobytes())
+    found.update(voice)
     return found.digest()
 
 

@@ -62,7 +62,7 @@ class StreamedSpeech:
           InputError: see `SpeechSteps`.
         """
         self.steps, self.spent = SpeechSteps(decoder, hops=hops), []
-        self.rate, self.voice, self.vocoder = decoder.rate, decoder.voice, decoder.vocoder
+        self.rate, self.vocoder = decoder.rate, decoder.vocoder
         warm = self.steps.sessions()
         self.bytes_each = warm.bytes_each
         codes = np.zeros(sum(self.steps.flow.hops) + decoder.config.lookahead, np.int32)

@@ -1,6 +1,7 @@
 """A voice: what the decoder is told of a speaker, made once of a recording and kept in a file."""
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 
@@ -42,6 +43,13 @@ class Voice:
         """Without the prompt."""
         return dataclasses.replace(self, codes=self.codes[:0], mel=self.mel[:0])
 
+    def digest(self) -> bytes:
+        """A hash of what is heard of it."""
+        found = hashlib.sha256()
+        for part in (self.codes, self.mel, self.xvector):
+            found.update(np.ascontiguousarray(part).tobytes())
+        return found.digest()
+
     def __str__(self) -> str:
         prompt = f'a prompt of {len(self.mel) * features.HOP / features.RATE:.1f} s'
         parts = [prompt] * bool(len(self.codes)) + ['a speaker vector'] * bool(self.xvector.any())
@@ -54,6 +62,16 @@ def nobody(config: FlowConfig) -> Voice:
         np.zeros(0, np.int32), np.zeros((0, config.mels), np.float32),
         np.zeros(config.xvector_size, np.float32),
     )  # fmt: skip
+
+
+def own(codec_dir: str | Path, config: FlowConfig) -> Voice:
+    """The voice that a codec directory comes with (`voice.safetensors`), else nobody's.
+
+    Raises:
+      InputError: see `load`.
+    """
+    path = Path(codec_dir) / VOICE
+    return load(path, codec_dir) if path.is_file() else nobody(config)
 
 
 def is_file(path: str | os.PathLike) -> bool:

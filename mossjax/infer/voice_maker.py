@@ -1,5 +1,7 @@
 """A recording to a voice: prompt codes, prompt mel and speaker vector, as upstream has them."""
 
+from collections.abc import Callable
+import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +10,10 @@ from absl import logging
 import jax
 import numpy as np
 
-from mossjax.convert import codec_directory, codec_speaker
+from mossjax.convert import codec_directory, codec_speaker, codec_tokenizer
 from mossjax.convert.codec_speaker import campp_network
 from mossjax.convert.fingerprint import CODEBOOK, SPEAKER
+from mossjax.convert.source import DECODER
 from mossjax.errors import InputError
 from mossjax.infer import audio, voice
 from mossjax.infer.formats.source import Source
@@ -93,8 +96,9 @@ class VoiceMaker:
             prompts; it is refused only where the vector is all that is wanted.
 
         Raises:
-          InputError: files missing or damaged.
+          InputError: files missing or damaged, see `check_codec`.
         """
+        check_codec(codec_dir, prompt=prompt, vector=vector)
         speaker = None
         if vector and (codec_directory.has(codec_dir, codec_speaker.STEM) or not prompt):
             speaker = SpeakerEncoder(*codec_directory.open_campp(codec_dir), divisor=divisor)
@@ -156,16 +160,73 @@ def check_recording(wave: np.ndarray, rate: int, name: str) -> None:
         raise InputError(f'{name} is silent; give a recording in which someone speaks')
 
 
-def open_voice(path: str | os.PathLike, codec_dir: str | Path) -> Voice:
-    """The voice in a file that `voice.save` wrote, or of a recording.
+def check_codec(codec_dir: str | Path, *, prompt: bool = True, vector: bool = True) -> None:
+    """Refuses a codec directory that lacks the networks which make a voice of a recording.
+
+    Args:
+      prompt, vector: see `VoiceMaker.open`.
 
     Raises:
-      InputError: it is neither, was made with another codec, or see `check_recording`.
+      InputError: naming them.
+    """
+    has_speaker = codec_directory.has(codec_dir, codec_speaker.STEM)
+    missing = []
+    if prompt and not codec_directory.has_tokenizer(codec_dir):
+        missing.append(f'the speech tokenizer ({", ".join(codec_tokenizer.FILES)})')
+    if vector and not has_speaker and (missing or not prompt):  # prompts alone are voices too
+        missing.append(f'the speaker encoder ({DECODER}/{codec_speaker.STEM}.onnx or .safetensors)')
+    if missing:
+        alone = ', or --only vector, which needs none' * (prompt and has_speaker)
+        raise InputError(
+            f'{codec_dir} lacks {" and ".join(missing)}, by which a recording becomes a voice; '
+            'make a voice file of the recording with a codec that has all (mossjax voice'
+            f'{alone}), and give that file as the voice'
+        )
+
+
+class Choice(NamedTuple):
+    """A voice that was chosen and need not be made yet.
+
+    Attributes:
+      digest: gives a hash of all that it depends on. make: gives the voice.
+    """
+
+    digest: Callable[[], bytes]
+    make: Callable[[], Voice]
+
+    @classmethod
+    def of(cls, made: Voice) -> 'Choice':
+        return cls(made.digest, lambda: made)
+
+
+def choose(path: str | os.PathLike, codec_dir: str | Path) -> Choice:
+    """The voice in a file that `voice.save` wrote, or of a recording; opens no networks.
+
+    Raises:
+      InputError: it is neither, was made with another codec, or see `check_recording` and
+        `check_codec`.
     """
     if voice.is_file(path):
-        return voice.load(path, codec_dir)
-    recording = read_recording(path)  # refused before networks are opened
-    return VoiceMaker.open(codec_dir).make(*recording)
+        return Choice.of(voice.load(path, codec_dir))
+    recording = read_recording(path)
+    check_codec(codec_dir)
+
+    def digest() -> bytes:
+        found = hashlib.sha256(f'{recording.rate} '.encode() + recording.wave.tobytes())
+        for file in codec_directory.weights(codec_dir, [codec_speaker.STEM], tokenizer=True):
+            found.update(file.encode())
+        return found.digest()
+
+    return Choice(digest, lambda: VoiceMaker.open(codec_dir).make(*recording))
+
+
+def open_voice(path: str | os.PathLike, codec_dir: str | Path) -> Voice:
+    """The voice that `choose` finds.
+
+    Raises:
+      InputError: see there.
+    """
+    return choose(path, codec_dir).make()
 
 
 def _check_length(seconds: float, name: str) -> None:

@@ -50,9 +50,11 @@ def head_by_head(
     # One product for several heads: each step of a program wakes all threads.
     together = _divisor(heads, SCORES // (group * size * s))
 
-    def some(place):
-        """Some heads of a row, (t, together, group, h): the queries of a group look at its keys."""
-        row, first = place
+    steps = heads // together
+
+    def some(i, out):
+        """Puts some heads of a row in their place: the queries of a group look at its keys."""
+        row, first = i // steps, i % steps * together
 
         def cut(x, axis):
             x = jax.lax.dynamic_index_in_dim(x, row, keepdims=False)
@@ -69,13 +71,11 @@ def head_by_head(
                 seen[row if len(seen) > 1 else 0, start:end, :last],
                 None if biased is None else biased[:, :, start:end, :last],
             ))  # fmt: skip
-        return jnp.concatenate(found, axis=2).transpose(2, 0, 1, 3)
+        found = jnp.concatenate(found, axis=2).transpose(2, 0, 1, 3)  # (t, head, group, h)
+        place = (row, 0, first * group, 0)
+        return jax.lax.dynamic_update_slice(out, found.reshape(1, t, together * group, -1), place)
 
-    starts = jnp.arange(0, heads, together)
-    places = jnp.repeat(jnp.arange(b), len(starts)), jnp.tile(starts, b)
-    out = jax.lax.map(some, places)  # (b * steps, t, head, group, h)
-    out = out.reshape(b, len(starts), t, n // len(starts), -1)
-    return jnp.moveaxis(out, 1, 2).reshape(b, t, n, -1)
+    return jax.lax.fori_loop(0, b * steps, some, jnp.zeros((b, t, n, v.shape[-1]), v.dtype))
 
 
 def _look(q, k, v, seen, bias) -> jax.Array:

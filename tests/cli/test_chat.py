@@ -368,6 +368,7 @@ def places(tmp_path, recording):
         (['--questions', 'file', '--answers', 'b', '--text', 'x', *TEXT], '--text is of one'),
         (['--questions', 'file', '--answers', 'b', '--codec', 'codec'], 'file has no lines'),
         (['--questions', 'file', '--answers', 'b'], 'spoken replies need --codec'),
+        (['--questions', 'file', '--answers', 'b', '--voice', 'q.wav', *TEXT], '--voice speaks'),
     ],
 )
 def test_bad_calls_end_with_code_2(args, word, places, monkeypatch, capsys):

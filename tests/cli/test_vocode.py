@@ -46,7 +46,7 @@ def run(*args):
 
 
 def test_recorded_codes_become_the_sound_of_the_recorded_mel(
-    codec, codes, golden, tmp_path, capsys
+    codec, codes, golden, tmp_path, capsys, monkeypatch
 ):
     """Of upstream's run with that voice; its mel through the vocoder with the noise of the seed."""
     io, ann = golden('decoder/flow_io.safetensors'), tmp_path / 'ann'
@@ -75,10 +75,13 @@ def test_recorded_codes_become_the_sound_of_the_recorded_mel(
     clipped = int(re.search(r', (\d+) samples clipped', said[0])[1])
     assert abs(clipped - (np.abs(expected) >= config.limit).sum()) <= 5 < clipped
     assert '; 2 clipped' in said[2]
-    # The same command has nothing left to do.
+    # The same command has nothing left to do, and opens no network to say so.
+    monkeypatch.setattr(SpeechDecoder, 'open', None)
     before = [p.stat().st_mtime_ns for p in sorted((tmp_path / 'out').iterdir())]
     assert run(*args, '--voice', ann) == 0
-    assert capsys.readouterr().out == f'{tmp_path}/out: 0 made, 0.0 s, 2 were there\n'
+    assert capsys.readouterr().out == (
+        f'{tmp_path}/out: nothing left to do, all 2 recordings are there\n'
+    )
     assert [p.stat().st_mtime_ns for p in sorted((tmp_path / 'out').iterdir())] == before
 
 
@@ -123,6 +126,27 @@ def test_a_prompt_takes_its_part_of_the_300_seconds(codec, codes, golden, tmp_pa
     assert '3744 codes; the decoder takes 3743 in one piece (300 s and a prompt of 7)' in (
         capsys.readouterr().err
     )
+
+
+def test_a_recording_needs_networks_that_a_voice_file_does_not(
+    codec, codes, golden, tmp_path, capsys
+):
+    mute = tmp_path / 'codec'
+    shutil.copytree(codec, mute, ignore=shutil.ignore_patterns('*config.json', 'model*', 'campp*'))
+    ann = tmp_path / 'ann.wav'
+    soundfile.write(ann, golden('decoder/mel24.safetensors')['wav24_int16'][0][:24000], 24000)
+    args = ('--codes', codes({'codes': [1]}), '--out', tmp_path / 'out', '--voice', ann)
+    assert run('--codec', mute, *args) == 2
+    said = capsys.readouterr().err
+    assert f'{mute} lacks the speech tokenizer (config.json, preprocessor_config.json, ' in said
+    assert 'and the speaker encoder (flow/campplus.onnx or .safetensors), by which' in said
+    assert '(mossjax voice), and give that file as the voice' in said
+    speaker = next((codec / 'flow').glob('campp*'))
+    shutil.copy(speaker, mute / 'flow')
+    assert run('--codec', mute, *args) == 2
+    said = capsys.readouterr().err
+    assert 'speaker encoder' not in said and 'or --only vector, which needs none' in said
+    assert not (tmp_path / 'out').exists()
 
 
 def test_other_files_stay(codec, codes, tmp_path, capsys):
@@ -172,7 +196,7 @@ def test_a_stream_speaks_and_says_what_it_cost(small, codes, tmp_path, capsys):
     assert soundfile.info(tmp_path / 'out/long.wav').frames == 1920 * 32
     # Steps of another length make another sound, so nothing is taken for done.
     made = {
-        vocode.made_with(small, SpeechDecoder.open(small), 0, steps=steps)
+        vocode.made_with(small, b'voice', 0, steps=steps)
         for steps in ((), (5,), (5, 10))
     }
     assert len(made) == 3

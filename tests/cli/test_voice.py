@@ -91,7 +91,7 @@ def test_bad_input(codec, recording, tmp_path, capsys):
     assert 'also the recording' in refused(
         capsys, recording, '--codec', codec, '--out', recording
     )
-    assert 'config.json: no such file' in refused(
+    assert 'lacks the speech tokenizer' in refused(
         capsys, recording, '--codec', tmp_path, '--out', out
     )
     assert out.read_text() == 'before'

@@ -138,7 +138,7 @@ def test_speech_to_speech_with_the_halves_of_a_real_codec(golden, codec_dir, tmp
     shutil.copytree(codec_dir / 'flow', mouth / 'flow')
     with pytest.raises(InputError, match='ears has no folder flow/, the decoder that spoken repli'):
         Chat.open(tmp_path / 'm', ears)
-    with pytest.raises(InputError, match='mouth/config.json: no such file'):
+    with pytest.raises(InputError, match='mouth lacks the speech tokenizer'):
         Chat.open(tmp_path / 'm', mouth)
     speaker = Chat.open(tmp_path / 'm', mouth, hears=False)
     with pytest.raises(InputError, match='no codec was opened'):

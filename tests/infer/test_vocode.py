@@ -15,18 +15,23 @@ CONFIG = FlowConfig(vocab_size=100)
 
 
 class Decoder:
-    """Every code is 1920 samples of a hundredth of it."""
+    """Every code is 1920 samples of a hundredth of it.
+
+    Attributes:
+      hears: how much is added for the codes beside those of a line, as float32 sums may differ.
+    """
 
     rate, vocoder = 24000, types.SimpleNamespace(limit=0.5)
 
-    def __init__(self, stop=None):
-        self.groups, self._stop = [], stop
+    def __init__(self, stop=None, hears=0):
+        self.groups, self._stop, self._hears = [], stop, hears
 
     def decode_many(self, utterances):
         if len(self.groups) == self._stop:
             raise KeyboardInterrupt
         self.groups.append([len(codes) for codes in utterances])
-        return [np.repeat(np.float32(codes) / 100, 1920) for codes in utterances]
+        more = self._hears * sum(map(sum, utterances))
+        return [np.repeat(np.float32(codes) / 100 + more, 1920) for codes in utterances]
 
 
 def written(tmp_path, *lines):
@@ -81,6 +86,22 @@ def test_an_interrupted_job_goes_on(tmp_path):
     assert len(vocode.Job(lines, tmp_path, b'x').kept) == 40
     third = Decoder()
     assert not list(vocode.Job(lines, tmp_path, b'x').run(third)) and not third.groups
+
+
+@pytest.mark.parametrize('stop', [1, 2])
+def test_what_was_interrupted_ends_in_the_same_bytes(stop, tmp_path):
+    """Even where what a line becomes depends on those beside it; and no other files are left."""
+    lines = lines_of(tmp_path, *({'codes': [i] * (1 + i % 3)} for i in range(40)))
+    list(vocode.Job(lines, tmp_path / 'whole', b'x').run(Decoder(hears=1e-4)))
+    with pytest.raises(KeyboardInterrupt):
+        list(vocode.Job(lines, tmp_path / 'torn', b'x').run(Decoder(stop, hears=1e-4)))
+    (tmp_path / 'torn' / 'line-7.wav').unlink()
+    list(vocode.Job(lines, tmp_path / 'torn', b'x').run(Decoder(hears=1e-4)))
+    whole, torn = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ('whole', 'torn')
+    )
+    assert whole == torn and len(whole) == 40
 
 
 def test_what_is_made_of_something_else_is_made_again(tmp_path):

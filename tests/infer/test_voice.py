@@ -219,7 +219,7 @@ def test_a_codec_without_speaker_encoder_makes_prompts(codec, recording, tmp_pat
     assert not found.xvector.any() and len(found.codes) == 12
     assert set(found.made_with) == {'codebook'}
     assert 'voices are prompts alone' in caplog.text
-    with pytest.raises(InputError, match=r'neither campplus\.onnx nor campplus\.safetensors'):
+    with pytest.raises(InputError, match=r'lacks the speaker encoder \(flow/campplus\.onnx or'):
         VoiceMaker.open(own, prompt=False)
 
 

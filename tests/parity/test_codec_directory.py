@@ -127,7 +127,8 @@ def test_both_forms_open_as_the_same_networks(released, orbax):
     assert codec_directory.open_config(orbax) == codec_directory.open_config(released)
     for root in (released, orbax):
         assert codec_directory.has(root, 'flow-chunk-25') and codec_directory.has(root, 'campplus')
-        assert not codec_directory.has(root, 'flow-chunk-10') and codec_directory.has_decoder(root)
+        assert codec_directory.has_tokenizer(root) and codec_directory.has_decoder(root)
+        assert not codec_directory.has(root, 'flow-chunk-10')
     # A voice made with one of them is a voice of the other.
     prints = codec_directory.prints(orbax)
     assert prints == codec_directory.prints(released) and set(prints) == {'codebook', 'speaker'}
@@ -172,6 +173,7 @@ def test_an_orbax_form_without_what_is_asked_for(released, tmp_path):
     convert(kinds.open_source(tmp_path / 'codec'), tmp_path / 'orbax')
     assert codec_directory.open_hift(tmp_path / 'orbax')[0] == HIFT
     assert not codec_directory.has_decoder(tmp_path / 'orbax')
+    assert not codec_directory.has_tokenizer(tmp_path / 'orbax')
     for opened, what in (
         (codec_directory.open_flow, 'flow/flow'), (codec_directory.open_tokenizer, 'tokenizer'),
         (codec_directory.open_config, 'flow decoder'),

@@ -16,6 +16,7 @@ from mossjax.nn.convnet import Conv1d
 from mossjax.nn.linear import LayerNorm, Linear
 from mossjax.nn.param import scan_layers, stack
 from mossjax.ops import attention as attention_ops
+from mossjax.ops.activations import gelu
 from mossjax.ops.attention import Mask
 
 
@@ -76,7 +77,7 @@ class TransformerBlock(nnx.Module):
 
     def forward(self, x: jax.Array) -> jax.Array:
         """The feed-forward half."""
-        return x + self.ff_out(jax.nn.gelu(self.ff_in(self.ff_norm(x)), approximate=False))
+        return x + self.ff_out(gelu(self.ff_in(self.ff_norm(x))))
 
 
 class Stage(nnx.Module):

@@ -13,18 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from mossjax.models.tokenizer.config import TokenizerConfig
-from mossjax.models.tokenizer.encoder import (
-    EncoderLayer,
-    Positions,
-    SpeechEncoder,
-    causal_layers,
-    gelu,
-)
+from mossjax.models.tokenizer.encoder import EncoderLayer, Positions, SpeechEncoder, causal_layers
 from mossjax.nn.attention import MultiHeadAttention
 from mossjax.nn.linear import Embedding, LayerNorm, Linear
 from mossjax.nn.losses import cross_entropy
 from mossjax.nn.param import normal, param, scan_layers, stack
 from mossjax.ops import attention as attention_ops
+from mossjax.ops.activations import gelu
 from mossjax.ops.attention import Mask
 from mossjax.ops.losses import IGNORE
 

@@ -12,6 +12,7 @@ from mossjax.nn.convnet import Conv1d
 from mossjax.nn.linear import LayerNorm, Linear
 from mossjax.nn.param import normal, param, scan_layers, stack
 from mossjax.ops import attention as attention_ops
+from mossjax.ops.activations import gelu
 from mossjax.ops.attention import Mask
 
 
@@ -38,11 +39,6 @@ class Positions(nnx.Module):
         if x.shape[1] > self.table.shape[0]:
             raise ValueError(f'{x.shape[1]} positions, the table has {self.table.shape[0]}')
         return x + jax.lax.stop_gradient(self.table[: x.shape[1]]).astype(x.dtype)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact one (erf)."""
-    return jax.nn.gelu(x, approximate=False)
 
 
 class EncoderLayer(nnx.Module):

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from mossjax.models.stream import Piece, cleaned
 from mossjax.models.tokenizer import mel, quantizer
 from mossjax.models.tokenizer.config import TokenizerConfig
-from mossjax.models.tokenizer.encoder import SpeechEncoder, Tokenizer, gelu
+from mossjax.models.tokenizer.encoder import SpeechEncoder, Tokenizer
 from mossjax.nn.param import scan_layers
 from mossjax.ops import spectral
+from mossjax.ops.activations import gelu
 from mossjax.ops.attention import Mask
 
 # A code's frames are those its last position sees first: the one before its 80 ms, not the last of
