@@ -35,6 +35,7 @@ from mossjax.models.flow.stream import FlowStream, Prompt
 from mossjax.models.stream import Piece
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.models.vocoder.hift.stream import HiftStream
+from mossjax.plan import compile as plan
 
 CODES, PROMPT, CHUNK = 200, 40, 5  # 16 s of speech, 3.2 s of voice
 PASTS = {'1 s': 15, '2 s': 25, '4 s': 50, '8 s': 100}  # codes, whole chunks
@@ -157,18 +158,30 @@ def piece(shape, dtype) -> Piece:
     )
 
 
+def steady(network: str):
+    """(function, its arguments' shapes) of a step of one of NETWORKS, as it is costed."""
+    if network == 'vocoder':
+        return vocoder_step(HOPS[-1])
+    return flow_step(HOPS[-1], Window(released().chunk, PAST, VOICE))
+
+
+def program_hash(network: str) -> str:
+    """Of that step on no device in particular."""
+    step, given = steady(network)
+    traced = jax.jit(step, donate_argnums=(1,)).trace(*given)
+    return plan.program_hash(traced.lower(lowering_platforms=('tpu',)))
+
+
 def costs(network: str, topology: str) -> dict:
     """Of a steady step: seconds per second of sound, operations, bytes."""
-    hop = HOPS[-1]
-    window = Window(released().chunk, PAST, VOICE)
-    step, given = vocoder_step(hop) if network == 'vocoder' else flow_step(hop, window)
+    hop, (step, given) = HOPS[-1], steady(network)
     one = cost.compiled(step, given, topology, donate=(1,))
     return {
         'seconds_per_second': round(one['seconds'] / (CODE * hop), 4),
         'gflop_per_second': round(one['flops'] / (CODE * hop) / 1e9, 1),
         'weight_bytes': size(given[0]), 'state_bytes': size(given[1]),
-        'temporary_bytes': one['temporary_bytes'],
-        'libtpu': importlib.metadata.version('libtpu'),
+        'temporary_bytes': one['temporary_bytes'], 'program_sha256': program_hash(network),
+        'jax': jax.__version__, 'libtpu': importlib.metadata.version('libtpu'),
     }  # fmt: skip
 
 

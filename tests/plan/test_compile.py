@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.proofs import record, tpu_attention, tpu_decode_step, tpu_train_step
+from experiments.proofs import flow_stream, record, tpu_attention, tpu_decode_step, tpu_train_step
 from mossjax.plan import compile as plan
 
 RECORD = pathlib.Path(tpu_train_step.__file__).with_suffix('.json')
@@ -116,3 +116,18 @@ def test_recorded_speaking_step_is_the_one_of_today(case):
         assert found['step_ms'] <= most and found['faults'] == []
     if found['jax'] == jax.__version__:
         assert found['program_sha256'] == plan.program_hash(program)
+
+
+@pytest.mark.parametrize('network', flow_stream.NETWORKS)
+def test_recorded_streaming_step_of_the_codec_is_the_one_of_today(network):
+    """Of the released sizes; all of it on a v5e is faster than the gate asks.
+
+    After a change of it: python -m experiments.proofs.run flow_stream
+    """
+    found = record.read(pathlib.Path(flow_stream.__file__).with_suffix('.json'))
+    assert flow_stream.v5e(found) <= flow_stream.GATE == 0.1
+    with jax.default_matmul_precision(None):
+        digest = flow_stream.program_hash(network)
+    for topology in flow_stream.TOPOLOGIES:
+        case = found[f'{network}@{topology}']
+        assert case['program_sha256'] == digest or case['jax'] != jax.__version__
