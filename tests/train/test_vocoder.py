@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from mossjax import checkpoint
-from mossjax.convert import kinds, transfer
+from mossjax.convert import flow_config, kinds, transfer
 from mossjax.convert.codec_vocoder import open_hift
 from mossjax.data.pipeline import Whole
 from mossjax.errors import InputError
 from mossjax.infer import audio
+from mossjax.models.flow.config import FlowConfig
 from mossjax.models.vocoder.discriminators import DiscriminatorConfig
 from mossjax.models.vocoder.hift.config import HiftConfig
 from mossjax.nn import weight_norm
@@ -105,7 +106,7 @@ def test_it_is_exported_beside_a_codec_that_has_no_vocoder(trained, tmp_path):
     workdir, state = trained
     codec = tmp_path / 'codec'
     (codec / 'flow').mkdir(parents=True)
-    (codec / 'flow' / 'config.yaml').write_text('flow: {vocab_size: 512}\n')
+    flow_config.write_config(codec / 'flow' / 'config.yaml', FlowConfig())
     source = kinds.with_companions(kinds.open_source(workdir), codec)
     transfer.convert(source, tmp_path / 'out')
     config, params = open_hift(tmp_path / 'out')
