@@ -24,15 +24,12 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import bundles
 from experiments.proofs import record
+from experiments.proofs.tpu_attention import TOPOLOGIES
 from mossjax.ops import flash_decode, flash_prefill
 from mossjax.ops.quant import Int8
 from mossjax.parallel.chips import CHIPS
 from mossjax.plan import compile as plan
 
-TOPOLOGIES = {
-    'v4': 'v4:2x2x1', 'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2',
-    'tpu7x': 'tpu7x:2x2x1',
-}  # fmt: skip
 LANES, KV_HEADS, GROUP, HEAD, SLOTS, PIECE = 8, 8, 4, 128, 4352, 256
 HELD = 'bfloat16', 'int8'  # the cache
 

@@ -23,7 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.on_tpu_cache import check_cache
-from experiments.benchmarks.passes import median_seconds, passes
+from experiments.benchmarks.passes import (
+    HEAD,
+    HEADS,
+    KV_HEADS,
+    WITHIN,
+    exact,
+    median_seconds,
+    passes,
+)
 from experiments.proofs import record
 from mossjax.errors import InputError
 from mossjax.models.lm import flops
@@ -37,14 +45,11 @@ from mossjax.train import lm, state, step
 from mossjax.train.config import defaults
 from mossjax.train.optim import OptimConfig
 
-HEADS, KV_HEADS, HEAD = 32, 8, 128
 CONTEXT = 8192
 POSITIONS = 1024  # of the comparison with float64
-WITHIN = {'float32': 1e-5, 'bfloat16': 5e-3}  # of ||difference|| / ||reference||
 ROUNDS, WARM = 9, 2
 VOCAB = 16384  # of the step's model: its tables are to leave room for layers
 FULL = 0.8  # of a chip's memory that the step's model may take by arithmetic
-Arrays = tuple[np.ndarray, ...]
 
 
 def tpu() -> str:
@@ -61,29 +66,6 @@ def tpu() -> str:
             'experiments/benchmarks/attention.py and mossjax plan'
         )
     return chips.KINDS.get(device.device_kind, device.device_kind)
-
-
-def exact(q, k, v, weights, seen: np.ndarray) -> Arrays:
-    """(out, dq, dk, dv) of sum(weights * attention) in float64, head by head.
-
-    Args:
-      q, weights: (1, t, n, h). k, v: (1, t, k, h). seen: (t, t) bool.
-    """
-    q, k, v, weights = (np.asarray(x, np.float64)[0] for x in (q, k, v, weights))
-    out, d_q, d_k, d_v = (np.zeros_like(x) for x in (q, q, k, v))
-    scale, group = q.shape[-1] ** -0.5, q.shape[1] // k.shape[1]
-    for n in range(q.shape[1]):
-        of = n // group
-        scores = np.where(seen, q[:, n] @ k[:, of].T * scale, -np.inf)
-        p = np.exp(scores - scores.max(-1, keepdims=True))
-        p /= p.sum(-1, keepdims=True)
-        out[:, n] = p @ v[:, of]
-        d_p = weights[:, n] @ v[:, of].T
-        d_scores = p * (d_p - (d_p * p).sum(-1, keepdims=True)) * scale
-        d_q[:, n] = d_scores @ k[:, of]
-        d_k[:, of] += d_scores.T @ q[:, n]
-        d_v[:, of] += p.T @ weights[:, n]
-    return tuple(x[None] for x in (out, d_q, d_k, d_v))
 
 
 def inputs(t: int, dtype, heads: int = HEADS, kv_heads: int = KV_HEADS):

@@ -38,14 +38,15 @@ def softmax(scores):
 
 def expected(q, new, cache, lengths):
     """One query after another, in float64."""
+    q, *rest = (np.asarray(x, np.float64) for x in (q, *new, *cache))
     out = np.zeros(q.shape)
     for b, t, n in np.ndindex(q.shape[:3]):
         keys, values = (
             np.concatenate([old[LAYER, FIRST + b, n // GROUP, : lengths[b]],
-                            x[b, : t + 1, n // GROUP]]).astype(np.float64)
-            for old, x in zip(cache, new, strict=True)
+                            x[b, : t + 1, n // GROUP]])
+            for old, x in zip(rest[2:], rest[:2], strict=True)
         )  # fmt: skip
-        out[b, t, n] = softmax(keys @ q[b, t, n].astype(np.float64) / HEAD**0.5) @ values
+        out[b, t, n] = softmax(keys @ q[b, t, n] / HEAD**0.5) @ values
     return out
 
 

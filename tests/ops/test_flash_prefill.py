@@ -14,9 +14,9 @@ from mossjax.nn.flash_cache import interpreted
 from mossjax.ops import flash_prefill
 from mossjax.ops.flash_blocks import Blocks
 from mossjax.ops.quant import Int8, quantise_rows
+from tests.ops.test_cached_attention import FIRST, GROUP, HEAD, LAYER, expected
 
-LANES, LAYERS, KV, GROUP, HEAD, SLOTS, PIECE = 3, 2, 1, 2, 128, 300, 150
-LAYER, FIRST = 1, 1
+LANES, LAYERS, KV, SLOTS, PIECE = 3, 2, 1, 300, 150
 LENGTHS = np.array([0, 270], np.int32)  # of the lanes from FIRST on
 # Two tiles of queries; three blocks of keys in two loads, the last of which ends behind the cache.
 BLOCKS = Blocks(columns=256, strip=512, keys=128, rows=128, resident=256)
@@ -29,25 +29,6 @@ def _no_races():
     interpreter.reset_tpu_interpret_mode_state()
     yield
     assert interpreter.races is None or not interpreter.races.races_found
-
-
-def softmax(scores):
-    weights = np.exp(scores - scores.max())
-    return weights / weights.sum()
-
-
-def expected(q, new, cache):
-    """One query after another, in float64."""
-    q, *rest = (np.asarray(x, np.float64) for x in (q, *new, *cache))
-    out = np.zeros(q.shape)
-    for b, t, n in np.ndindex(q.shape[:3]):
-        keys, values = (
-            np.concatenate([old[LAYER, FIRST + b, n // GROUP, : LENGTHS[b]],
-                            x[b, : t + 1, n // GROUP]])
-            for old, x in zip(rest[2:], rest[:2], strict=True)
-        )  # fmt: skip
-        out[b, t, n] = softmax(keys @ q[b, t, n] / HEAD**0.5) @ values
-    return out
 
 
 def drawn(rng, dtype, small):
@@ -75,7 +56,7 @@ def test_a_piece_attends_as_the_formula_says(rng, dtype, small):
         compiler_options={'xla_backend_optimization_level': 0},
     )
     found = np.asarray(run(q, new, cache, LENGTHS, LAYER, FIRST), np.float64)
-    want = expected(q, new, floats)
+    want = expected(q, new, floats, LENGTHS)
     assert np.linalg.norm(found - want) <= LARGEST[dtype] * np.linalg.norm(want)
 
 
