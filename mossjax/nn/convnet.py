@@ -2,8 +2,9 @@
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
-from mossjax.nn.param import fan_in, param, zeros
+from mossjax.nn.param import Initializer, fan_in, param, zeros
 from mossjax.ops import conv
 
 
@@ -38,16 +39,32 @@ class Conv1d(nnx.Module):
 
 
 class ConvTranspose1d(nnx.Module):
-    """(b, t, c_in) -> (b, stride * t, c_out); see `ops.conv.conv_transpose1d`."""
+    """(b, t, c_in) -> (b, stride * t, c_out); see `ops.conv.conv_transpose1d`.
+
+    Fresh weights mix channels and go straight from input to input.
+    """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, *, stride: int, rngs: nnx.Rngs):
         self.stride, self.cut = stride, (kernel - stride) // 2
         axes = ('kernel', 'conv_in', 'conv_out')
-        # Each output sums over c_in channels and kernel / stride taps.
-        init = fan_in(stride, axes=(0, 1))
-        self.kernel = param(rngs, (kernel, c_in, c_out), axes, init)
+        self.kernel = param(rngs, (kernel, c_in, c_out), axes, interpolating(stride))
         self.bias = param(rngs, (c_out,), ('conv_out',), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = conv.conv_transpose1d(x, self.kernel[...], stride=self.stride, cut=self.cut)
         return y + self.bias[...].astype(x.dtype)
+
+
+def interpolating(stride: int) -> Initializer:
+    """Random mixtures of channels, linear in time between the inputs (kernel (taps, in, out)).
+
+    Random taps would begin with a pattern that repeats every `stride` samples (checkerboards in
+    pictures, arXiv 1707.02937; in sound a tone).
+    """
+
+    def init(key, shape, dtype):
+        middle = (shape[0] - 1) / 2
+        ramp = jnp.maximum(1 - jnp.abs(jnp.arange(shape[0]) - middle) / stride, 0)
+        return ramp[:, None, None].astype(dtype) * fan_in()(key, shape[1:], dtype)
+
+    return init

@@ -162,7 +162,8 @@ class VocoderTask(FromBatches):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(recorded, generated (b, w), predicted f0 (b, frames)) of a batch.
 
-        The source is made of the predicted pitch, as in use, and passes no gradient to it.
+        The source is made of the measured pitch where there is one, or else the generator learns
+        not to listen to it while the prediction is no good; it passes no gradient to that.
         """
         margin = segments.MARGIN * HOP
         mel = log_mel(batch['audio'])[:, segments.MARGIN : -segments.MARGIN]
@@ -171,7 +172,8 @@ class VocoderTask(FromBatches):
         lengths = jnp.full(mel.shape[0], mel.shape[1])
         f0 = model.pitch(mel, lengths)
         noise = source.noise(self.config, key, mel.shape[1])
-        excited = model.source(jax.lax.stop_gradient(f0), noise)
+        known = batch['f0'] > losses.UNKNOWN
+        excited = model.source(jnp.where(known, batch['f0'], jax.lax.stop_gradient(f0)), noise)
         return real, model.wave(mel, excited, lengths), f0
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,8 +15,11 @@ from mossjax.data.pipeline import Whole
 from mossjax.errors import InputError
 from mossjax.infer import audio
 from mossjax.models.flow.config import FlowConfig
+from mossjax.models.flow.mel import log_mel
 from mossjax.models.vocoder.discriminators import DiscriminatorConfig
+from mossjax.models.vocoder.hift import source
 from mossjax.models.vocoder.hift.config import HiftConfig
+from mossjax.models.vocoder.losses import UNKNOWN
 from mossjax.nn import weight_norm
 from mossjax.train import loop, starts, tasks
 from mossjax.train.config import check, defaults
@@ -92,6 +96,26 @@ def test_each_player_has_the_gradient_of_its_own_loss():
         )  # fmt: skip
     # Pitch learns from measured pitch alone.
     assert not any(x.any() for x in jax.tree.leaves(pitch))
+
+
+def test_measured_pitch_makes_the_source():
+    """The predicted one where nobody measured."""
+    params = jax.jit(TASK.network.init)(jax.random.key(0))['generator']
+    key, batch = jax.random.key(1), make_batch(0)
+    batch['f0'] = batch['f0'].copy()
+    batch['f0'][1] = UNKNOWN
+
+    @jax.jit
+    def both(params):
+        _, fake, f0 = TASK.generated(params, batch, key)
+        model = TASK.network.networks['generator'].bind(params)
+        mel = log_mel(batch['audio'])[:, 2:-2]
+        told = jnp.stack([jnp.full(5, 100.0), f0[1]])
+        excited = model.source(told, source.noise(CONFIG, key, 5))
+        return fake, model.wave(mel, excited, jnp.array([5, 5]))
+
+    fake, wanted = both(params)
+    np.testing.assert_allclose(fake, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_that_lost_its_last_step_ends_in_the_same_bits(trained, tmp_path):

@@ -1,5 +1,7 @@
 """HiFT against upstream's recorded outputs, and padding that no row may hear."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from mossjax.convert.codec_vocoder import hift_network
 from mossjax.models.vocoder.hift import source
 from tests.tiny_codec import HIFT
+
+WIDE = dataclasses.replace(HIFT, channels=128)  # of four channels each says too much
 
 
 @pytest.fixture(scope='module')
@@ -69,8 +73,26 @@ def test_a_padded_batch_gives_what_each_row_gives_alone(hift, mel):
 
 def test_a_fresh_generator_neither_shouts_nor_is_silent(mel):
     """Where it is clipped it has no slope, and what has learnt silence never speaks again."""
-    network = hift_network(HIFT)
+    network = hift_network(WIDE)
     params = jax.jit(network.init)(jax.random.key(0))
     lengths, noise = np.array([12]), np.zeros((1, 9, 5760), 'f')
     wave = jax.jit(lambda params: network.bind(params)(mel[:, :12], lengths, noise))(params)
     assert 1e-4 < np.std(wave) < 0.1 and np.abs(wave).max() < 0.5
+
+
+def test_a_fresh_generator_speaks_at_the_pitch_that_it_is_told(mel):
+    """Almost all of its sound lies at multiples of the pitch, none of it at its own frame rates."""
+    network = hift_network(WIDE)
+    params = jax.jit(network.init)(jax.random.key(0))
+    lengths, noise = np.array([24]), np.zeros((1, 9, 11520), 'f')
+    still = np.repeat(mel[:, 12:13], 24, axis=1)
+
+    @jax.jit
+    def speak(params):
+        model = network.bind(params)
+        return model.wave(still, model.source(np.full((1, 24), 125.0, 'f'), noise), lengths)
+
+    # 0.4 s far from the ends: bins of 2.5 Hz, every fiftieth at the pitch.
+    power = np.abs(np.fft.rfft(np.asarray(speak(params))[0, 960:10560])) ** 2
+    share = power[50::50].sum() / power[1:].sum()
+    assert share > 0.8, share  # 0.5 where it hardly hears its source

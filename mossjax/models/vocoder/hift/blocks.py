@@ -70,8 +70,11 @@ class Stage(nnx.Module):
         for rate in config.rates[i + 1 :]:
             step *= rate
         kernel, side = (1, 0) if step == 1 else (2 * step, step // 2)
+        # Few bins of the source's spectrum say much, none of them loudly. A fresh generator that
+        # hardly hears it learns tones of its own from the mel, which follow no pitch, and after
+        # that to shut its ears.
         self.source_down = Conv1d(
-            2 * config.bins, c, kernel, stride=step, left=side, right=side, rngs=rngs
+            2 * config.bins, c, kernel, stride=step, left=side, right=side, start=10.0, rngs=rngs
         )
         self.source_block = ResBlock(c, config.source_kernels[i], config.dilations, rngs=rngs)
         for j, kernel in enumerate(config.block_kernels):

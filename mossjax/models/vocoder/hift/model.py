@@ -26,7 +26,10 @@ class Hift(nnx.Module):
     def __init__(self, config: HiftConfig, *, rngs: nnx.Rngs):
         self.config, self.stages = config, len(config.rates)
         self.f0 = F0Predictor(config, rngs=rngs)
-        self.merge = Linear(config.harmonics + 1, 1, axes=(None, None), rngs=rngs)
+        # All alike, the sines make a pulse in each period, as a glottis does.
+        self.merge = Linear(
+            config.harmonics + 1, 1, axes=(None, None), init=_alike, rngs=rngs
+        )  # fmt: skip
         # Log-mels are around -6, and what `post` says is an exponent: a fresh generator that takes
         # them as they are is clipped everywhere, learns to be silent, and has no slope any more.
         self.pre = same(config.mels, config.channels, 7, start=0.02, rngs=rngs)
@@ -86,6 +89,11 @@ class Hift(nnx.Module):
     def __call__(self, mel: jax.Array, lengths: jax.Array, noise: jax.Array) -> jax.Array:
         """(b, t, m) natural-log mel, (b,) frames, noise of `source.noise` -> (b, 480 t)."""
         return self.wave(mel, self.source(self.pitch(mel, lengths), noise), lengths)
+
+
+def _alike(key, shape, dtype) -> jax.Array:
+    del key
+    return jnp.full(shape, shape[0] ** -0.5, dtype)
 
 
 def _exists(frames: int, lengths: jax.Array) -> jax.Array:
