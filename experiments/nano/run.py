@@ -73,8 +73,10 @@ STAGES = {
         voice_stages.vocoder_mel, ('recordings',), ('vocoder_mel', 'vocoder.jsonl', 'f0.jsonl')
     ),
     'vocoder': Stage(voice_stages.vocoder, ('vocoder_mel',), ('vocoder',)),
+    'doubles': Stage(voice_stages.doubles, ('codes',), ('doubles.jsonl',)),
     'decoder_voices': Stage(
-        voice_stages.decoder_voices, ('decoder', 'speaker'), ('decoder_voices', 'vectors.jsonl')
+        voice_stages.decoder_voices, ('decoder', 'speaker', 'doubles'),
+        ('decoder_voices', 'vectors.jsonl'),
     ),
     'report': Stage(stages.report, ('sft', 'vocoder', 'decoder_voices')),
 }

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from experiments.nano import render, stages
+from experiments.nano.doubles import write_doubles
 from mossjax.convert import codec_directory, codec_speaker, codec_vocoder
 from mossjax.convert.codec_flow import save_flow
 from mossjax.convert.codec_speaker import save_campp
@@ -24,6 +25,7 @@ from mossjax.convert.fingerprint import VOICE
 from mossjax.data.manifest import Recording, write_manifest
 from mossjax.errors import InputError
 from mossjax.infer import voice as voices
+from mossjax.infer.speech_tokenizer import SpeechTokenizer
 from mossjax.infer.voice_maker import VoiceMaker, read_recording
 from mossjax.nn import weight_norm
 from mossjax.train.vocoder import GENERATOR
@@ -67,6 +69,16 @@ def decoder(workdir: Path, effort: float) -> dict:
     stages.train(workdir, 'decoder_mu', effort)
     config, _, state = stages.train(workdir, 'decoder', effort)
     return stages.facts_of(config, state) | _last(workdir, 'decoder')
+
+
+def doubles(workdir: Path, effort: float) -> dict:
+    """Codes of what recordings say in other voices, so that codes do not tell whose the mel is."""
+    del effort
+    made = write_doubles(
+        SpeechTokenizer.open(workdir / 'codec'), stages.manifest(workdir, 'train'),
+        stages.open_codes(workdir, 'train'), workdir / 'doubles.jsonl',
+    )  # fmt: skip
+    return {'doubles': made}
 
 
 def decoder_voices(workdir: Path, effort: float) -> dict:

@@ -1,6 +1,7 @@
 """The decoder of all voices: that of one goes on, told whose voice by prompt and speaker vector.
 
-Half of the steps see no more than streaming does, by coin.
+It speaks each recording from its own codes or from those of its doubles in other voices. Half of
+the steps see no more than streaming does, by coin.
 """
 
 from experiments.nano.configs import decoder
@@ -13,6 +14,8 @@ def get_config():
     config.init_from = 'decoder'
     config.data.only = {}
     config.data.weights = {'answer': 8, 'answer_other': 2}
+    config.data.codes = 'doubles.jsonl'
+    config.data.undisturbed = 0.15
     config.data.prompts = 0.9
     config.data.prompt_codes = 25
     config.data.vectors, config.data.speaker = 'vectors.jsonl', 'codec'
