@@ -5,7 +5,9 @@
 
 Naturalness (DNSMOS) of recorded answers and questions, of what HiFT and Griffin-Lim make of their
 true mels, and of what the codec makes of their codes with either. Words (the judge of the demo) of
-the answers, decoded at once and streamed. Voices (`resemblyzer`): REPLIES recordings' codes, each
+the answers, decoded at once and streamed. Windows: the answers, STRUNG of them to about 16 s, are
+spoken at once and in streams that look back on 1, 2, 4 and 8 s of speech; words and naturalness of
+each answer by itself. Voices (`resemblyzer`): REPLIES recordings' codes, each
 spoken after a prompt of another nano voice than theirs, in turn; right if that voice is the nearest
 of all. Shuffled, each is held to the voice of another prompt: chance is one in as many as there are
 voices.
@@ -22,18 +24,24 @@ import numpy as np
 
 from experiments.nano import voice_stages
 from experiments.proofs import record
+from experiments.proofs.flow_stream import PASTS
+from mossjax.data.clips import fit
+from mossjax.data.speech import CODE_SAMPLES
 from mossjax.eval import sound
 from mossjax.eval.judge import Judge
 from mossjax.infer.assets import HELDOUT, NEVER_SPOKEN, Assets, Clip, shipped
+from mossjax.infer.flow_stream import VOICE
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.speech_stream import SpeechSteps
 from mossjax.infer.speech_tokenizer import SpeechTokenizer
 from mossjax.infer.vocoder import GriffinLim, Vocoder
 from mossjax.infer.voice_maker import VoiceMaker
 from mossjax.models.flow import mel as features
+from mossjax.models.flow.config import Window
 from mossjax.models.tokenizer import mel as hearing
 
 CLIPS, REPLIES = 12, 100
+STRUNG = 8  # answers that are spoken as one
 MIDDLE = 6  # recorded questions that make up a voice, none of them a prompt
 GATES = {
     'HiFT below its recordings': lambda f: _below(f['naturalness']) <= 0.3,
@@ -102,8 +110,7 @@ def naturalness(codec: Opened, kinds: dict[str, list[Clip]]) -> dict:
 
 def words(codec: Opened) -> dict:
     """Shares of the recorded answers that the judge hears right, by what was done to them."""
-    facts = codec.assets.facts.values()
-    judge = Judge([fact.answer for fact in facts], [fact.question for fact in facts])
+    judge = _judge(codec.assets)
     wanted, clips = zip(*codec.assets.answers.items(), strict=True)
     codes = codec.heard(clips)
     speech = SpeechSteps(codec.decoder).sessions(len(codes))
@@ -119,6 +126,37 @@ def words(codec: Opened) -> dict:
         heard = judge.answers_of(waves, features.RATE)
         found[name] = _mean([a == b for a, b in zip(heard, wanted, strict=True)])
         logging.info('words, %s: %s', name, found[name])
+    return found
+
+
+def windows(codec: Opened) -> dict:
+    """{how far a stream looks back: shares of words right, DNSMOS}, of long speech."""
+    judge, mos = _judge(codec.assets), sound.mos()
+    wanted, clips = zip(*codec.assets.answers.items(), strict=True)
+    unit = CODE_SAMPLES[hearing.RATE]
+    recorded = [codec.assets.load(clip, hearing.RATE) for clip in clips]
+    sizes = [-(-len(wave) // unit) for wave in recorded]
+    padded = [fit(wave, unit * n) for wave, n in zip(recorded, sizes, strict=True)]
+    strings = [slice(i, i + STRUNG) for i in range(0, len(clips), STRUNG)]
+    codes = codec.tokenizer.encode([np.concatenate(padded[string]) for string in strings])
+
+    def judged(waves: Sequence[np.ndarray]) -> dict:
+        parts = []
+        for string, wave in zip(strings, waves, strict=True):
+            parts += np.split(wave, CODE_SAMPLES[features.RATE] * np.cumsum(sizes[string])[:-1])
+        heard = judge.answers_of(parts, features.RATE)
+        return {
+            'words': _mean([a == b for a, b in zip(heard, wanted, strict=True)]),
+            'DNSMOS': _mean([mos(part, features.RATE)['overall'] for part in parts]),
+        }
+
+    found = {'at once': judged(codec.decoder.decode_many(codes))}
+    for name, past in PASTS.items():
+        window = Window(codec.decoder.config.chunk, past, VOICE)
+        speech = SpeechSteps(codec.decoder, window=window).sessions(len(codes))
+        spoken = speech.feed(dict(enumerate(codes)), ending=range(len(codes)))
+        found[name] = judged([spoken[i] for i in range(len(codes))])
+        logging.info('%s: %s', name, found[name])
     return found
 
 
@@ -160,6 +198,11 @@ def voices(codec: Opened) -> dict:
     }  # fmt: skip
 
 
+def _judge(assets: Assets) -> Judge:
+    facts = assets.facts.values()
+    return Judge([fact.answer for fact in facts], [fact.question for fact in facts])
+
+
 def _below(found: dict) -> float:
     """How far HiFT on the true mel is below the recordings, in the worse kind of them."""
     return max(kind['recordings'] - kind['true mel'] for kind in found.values())
@@ -194,6 +237,7 @@ def main(argv: list[str]) -> None:
     parts: dict[str, Callable[[], dict]] = {
         'naturalness': lambda: naturalness(codec, kinds),
         'words': lambda: words(codec),
+        'windows': lambda: windows(codec),
         'voices': lambda: voices(codec),
     }
     found = {name: part() for name, part in parts.items()}
