@@ -6,6 +6,9 @@ in the codes and need not listen to its prompt. So it is also given codes of oth
 says a sentence with the same phones in all of them, and a phase vocoder moves these to where the
 recording has them. The mel stays the recording's own: only the prompt and the speaker vector know
 whose it is.
+
+Trained for long, the decoder listens to its prompt less again; perhaps because own codes are never
+moved, and what was moved can be told from them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +23,7 @@ import numpy as np
 from mossjax.data.clips import fit, load_audio
 from mossjax.data.codes import RATE, CodesStore, Encoder
 from mossjax.data.manifest import Recording
+from mossjax.data.speech import CODE_SAMPLES
 from mossjax.files import cut_torn_line
 
 OTHERS = 2  # voices that say a recording once more
@@ -37,29 +41,41 @@ def write_doubles(
     Returns:
       how many doubles are in it.
     """
-    done = set()
+    root, done = path.parent.resolve(), set()
     if path.exists():
         cut_torn_line(path)
         with path.open() as lines:
             done = {(x['path'], x['version']) for x in map(json.loads, lines)}
-    jobs = [job for job in _jobs(recordings) if (_name(job[0], path), job[1]) not in done]
+
+    def name(recording: Recording) -> str:
+        return os.path.relpath(recording.audio, root)
+
+    def own(recording: Recording) -> np.ndarray:
+        return codes.versions(recording.audio)[0].codes
+
+    everything = list(_jobs(recordings))
+    jobs = [job for job in everything if (name(job[0]), job[1]) not in done]
     logging.info('%s: %d versions to make, %d are there', path, len(jobs), len(done))
     with path.open('a') as store:
-        for at in range(0, len(jobs), AT_ONCE):
-            group = jobs[at : at + AT_ONCE]
-            heard = iter(hears.encode([warped(r, double) for r, v, double in group if v]))
+        for first in range(0, len(jobs), AT_ONCE):
+            group = jobs[first : first + AT_ONCE]
+            waves = [
+                warped(r, double, CODE_SAMPLES[RATE] * len(own(r)))
+                for r, version, double in group if version
+            ]  # fmt: skip
+            heard = iter(hears.encode(waves))
             for r, version, _ in group:
-                found = next(heard) if version else codes.versions(r.audio)[0].codes
-                line = {'path': _name(r, path), 'version': version, 'codes': found.tolist()}
+                found = next(heard) if version else own(r)
+                line = {'path': name(r), 'version': version, 'codes': found.tolist()}
                 store.write(json.dumps(line) + '\n')
             store.flush()
-    return sum(version > 0 for _, version, _ in _jobs(recordings))
+    return len(everything) - len(recordings)
 
 
-def warped(recording: Recording, double: Recording) -> np.ndarray:
-    """float32 (w,) at 16 kHz: what `double` says, its phones where `recording` has them."""
-    wav, length = load_audio(double.audio, RATE), len(load_audio(recording.audio, RATE))
+def warped(recording: Recording, double: Recording, length: int) -> np.ndarray:
+    """float32 (length,) at 16 kHz: what `double` says, its phones where `recording` has them."""
     here, there = ([0.0, *(end for _, end in r.times)] for r in (recording, double))
+    wav = load_audio(double.audio, RATE)
     return fit(stretched(wav, np.array(there) * RATE, np.array(here) * RATE), length)
 
 
@@ -92,14 +108,14 @@ def stretched(wav: np.ndarray, points: np.ndarray, onto: np.ndarray) -> np.ndarr
 
 def _peaks(magnitude: np.ndarray) -> np.ndarray:
     """(bins, frames) int: the bin of the nearest peak of each frame."""
+    from scipy.ndimage import maximum_filter1d
+
     bins = len(magnitude)
-    around = np.pad(magnitude, ((2, 2), (0, 0)), constant_values=-1.0)
-    highest = np.max([around[i : i + bins] for i in range(5)], axis=0)
-    bin_ = np.arange(bins)[:, None]
-    peak = magnitude >= highest
-    below = np.maximum.accumulate(np.where(peak, bin_, -bins), axis=0)
-    above = np.minimum.accumulate(np.where(peak, bin_, 3 * bins)[::-1], axis=0)[::-1]
-    return np.where(bin_ - below <= above - bin_, below, above)
+    at = np.arange(bins)[:, None]
+    peak = magnitude >= maximum_filter1d(magnitude, 5, axis=0)
+    below = np.maximum.accumulate(np.where(peak, at, -bins), axis=0)
+    above = np.minimum.accumulate(np.where(peak, at, 3 * bins)[::-1], axis=0)[::-1]
+    return np.where(at - below <= above - at, below, above)
 
 
 def _jobs(recordings: Sequence[Recording]) -> Iterator[tuple[Recording, int, Recording]]:
@@ -125,7 +141,3 @@ def _doubles(recording: Recording, alike: Sequence[Recording]) -> list[Recording
 
 def _said(recording: Recording) -> tuple:
     return recording.text, *(phone for phone, _ in recording.times)
-
-
-def _name(recording: Recording, store: Path) -> str:
-    return os.path.relpath(recording.audio, store.parent.resolve())

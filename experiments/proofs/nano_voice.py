@@ -7,10 +7,9 @@ Naturalness (DNSMOS) of recorded answers and questions, of what HiFT and Griffin
 true mels, and of what the codec makes of their codes with either. Words (the judge of the demo) of
 the answers, decoded at once and streamed. Windows: the answers, STRUNG of them to about 16 s, are
 spoken at once and in streams that look back on 1, 2, 4 and 8 s of speech; words and naturalness of
-each answer by itself. Voices (`resemblyzer`): REPLIES recordings' codes, each
-spoken after a prompt of another nano voice than theirs, in turn; right if that voice is the nearest
-of all. Shuffled, each is held to the voice of another prompt: chance is one in as many as there are
-voices.
+each answer by itself. Voices (`resemblyzer`): REPLIES recordings' codes, each spoken after a prompt
+of another nano voice than theirs, in turn; right if that voice is the nearest of all. Shuffled,
+each is held to the voice of another prompt: chance is one in as many as there are voices.
 
 Fails unless every one of GATES holds.
 """

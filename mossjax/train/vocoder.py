@@ -162,8 +162,9 @@ class VocoderTask(FromBatches):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(recorded, generated (b, w), predicted f0 (b, frames)) of a batch.
 
-        The source is made of the measured pitch where there is one, or else the generator learns
-        not to listen to it while the prediction is no good; it passes no gradient to that.
+        The source is made of the measured pitch, of the predicted one (which gets no gradient
+        from it) where nobody measured: while predictions are no good, a generator that hears a
+        source made of them learns not to listen.
         """
         margin = segments.MARGIN * HOP
         mel = log_mel(batch['audio'])[:, segments.MARGIN : -segments.MARGIN]

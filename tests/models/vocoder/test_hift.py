@@ -81,7 +81,7 @@ def test_a_fresh_generator_neither_shouts_nor_is_silent(mel):
 
 
 def test_a_fresh_generator_speaks_at_the_pitch_that_it_is_told(mel):
-    """Almost all of its sound lies at multiples of the pitch, none of it at its own frame rates."""
+    """Most of its sound lies at multiples of the pitch."""
     network = hift_network(WIDE)
     params = jax.jit(network.init)(jax.random.key(0))
     lengths, noise = np.array([24]), np.zeros((1, 9, 11520), 'f')
