@@ -38,7 +38,6 @@ REPORT = {
         'vocoder': {'steps': 36},
         'speaker': {'steps': 37},
         'decoder': {'steps': 40, 'config_sha256': 'b' * 64},
-        'decoder_voices': {'steps': 45},
         'text_lm': {'steps': 50, 'text_accuracy': {'all': 1.0, 'never_spoken': 1.0}},
         'stage1': {
             'text_accuracy': {'all': 1.0, 'never_spoken': 1.0}, 'text_logits_identical': True,

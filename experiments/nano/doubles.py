@@ -1,82 +1,72 @@
-"""Codes for another mouth: what a recording says, said by other voices in the recording's time.
+"""The same codes in another mouth: sound of other voices in the time of a recording.
 
 Codes tell who speaks (their frequencies alone name the nano voice nine times in ten), and a prompt
 is cut from a recording of the same speaker. A decoder trained on such pairs alone hears the voice
-in the codes and need not listen to its prompt. So it is also given codes of other voices: flite
+in the codes and need not listen to its prompt. So it is also given sound of other voices: flite
 says a sentence with the same phones in all of them, and a phase vocoder moves these to where the
-recording has them. The mel stays the recording's own: only the prompt and the speaker vector know
-whose it is.
-
-Trained for long, the decoder listens to its prompt less again; perhaps because own codes are never
-moved, and what was moved can be told from them.
+recording has them. The codes stay the recording's own, as codes of replies are: nothing in them
+tells a double, only the prompt and the speaker vector know whose the mel is. (With codes of moved
+sound, the mel of the recording, a decoder came to know moved from unmoved codes, and listened to
+its prompt ever less where they were not.)
 """
 
 from collections.abc import Iterator, Sequence
+import dataclasses
 import json
 import os
 from pathlib import Path
 import random
 
-from absl import logging
 import numpy as np
 
 from mossjax.data.clips import fit, load_audio
-from mossjax.data.codes import RATE, CodesStore, Encoder
-from mossjax.data.manifest import Recording
+from mossjax.data.codes import RATE, CodesStore
+from mossjax.data.manifest import Recording, write_manifest
 from mossjax.data.speech import CODE_SAMPLES
-from mossjax.files import cut_torn_line
+from mossjax.files import replacing
 
-OTHERS = 2  # voices that say a recording once more
+OTHERS = {'answer': 3}  # voices that say a recording of this kind once more; 1 of other kinds
+KIND = '{}_double'
 WINDOW, HOP = 512, 128  # samples of the phase vocoder, 32 and 8 ms
-AT_ONCE = 256  # sentences
 
 
-def write_doubles(
-    hears: Encoder, recordings: Sequence[Recording], codes: CodesStore, path: Path
-) -> int:
-    """Writes a codes store: version 0 of a recording is its own, the others are its doubles'.
+def write_doubles(recordings: Sequence[Recording], codes: CodesStore, root: Path) -> int:
+    """Writes root/doubles/*.flac, and a manifest and a codes store of recordings and doubles:
+    root/doubles.jsonl and root/doubles_codes.jsonl.
 
-    Recordings whose sentence nobody else says have version 0 alone. Goes on if the file exists.
+    A double has text and labels of the recording whose codes it has, the speaker who is heard, and
+    a kind of its own (KIND). Goes on where it was stopped: sound that is there is kept.
 
     Returns:
-      how many doubles are in it.
+      how many doubles there are.
     """
-    root, done = path.parent.resolve(), set()
-    if path.exists():
-        cut_torn_line(path)
-        with path.open() as lines:
-            done = {(x['path'], x['version']) for x in map(json.loads, lines)}
+    import soundfile
+    from tqdm import tqdm
 
-    def name(recording: Recording) -> str:
-        return os.path.relpath(recording.audio, root)
-
-    def own(recording: Recording) -> np.ndarray:
-        return codes.versions(recording.audio)[0].codes
-
-    everything = list(_jobs(recordings))
-    jobs = [job for job in everything if (name(job[0]), job[1]) not in done]
-    logging.info('%s: %d versions to make, %d are there', path, len(jobs), len(done))
-    with path.open('a') as store:
-        for first in range(0, len(jobs), AT_ONCE):
-            group = jobs[first : first + AT_ONCE]
-            waves = [
-                warped(r, double, CODE_SAMPLES[RATE] * len(own(r)))
-                for r, version, double in group if version
-            ]  # fmt: skip
-            heard = iter(hears.encode(waves))
-            for r, version, _ in group:
-                found = next(heard) if version else own(r)
-                line = {'path': name(r), 'version': version, 'codes': found.tolist()}
-                store.write(json.dumps(line) + '\n')
-            store.flush()
-    return len(everything) - len(recordings)
+    pairs = [(r, codes.versions(r.audio)[0].codes) for r in recordings]
+    jobs = list(_jobs(pairs))
+    for number, (r, heard, other) in enumerate(tqdm(jobs, desc='doubles', disable=None)):
+        path, length = root / 'doubles' / f'{number:05d}.flac', CODE_SAMPLES[RATE] * len(heard)
+        if not path.exists():
+            with replacing(path) as part:
+                soundfile.write(part, warped(other, r, length), RATE, subtype='PCM_16')
+        extra = {
+            **r.extra, 'kind': KIND.format(r.extra['kind']), 'seconds': length / RATE,
+        }  # fmt: skip
+        double = dataclasses.replace(r, audio=str(path), speaker=other.speaker, extra=extra)
+        pairs.append((double, heard))
+    with replacing(root / 'doubles_codes.jsonl') as part, part.open('w') as store:
+        for r, heard in pairs:
+            line = {'path': os.path.relpath(r.audio, root), 'codes': heard.tolist()}
+            store.write(json.dumps(line) + '\n')
+    write_manifest(root / 'doubles.jsonl', [r for r, _ in pairs])
+    return len(jobs)
 
 
-def warped(recording: Recording, double: Recording, length: int) -> np.ndarray:
-    """float32 (length,) at 16 kHz: what `double` says, its phones where `recording` has them."""
-    here, there = ([0.0, *(end for _, end in r.times)] for r in (recording, double))
-    wav = load_audio(double.audio, RATE)
-    return fit(stretched(wav, np.array(there) * RATE, np.array(here) * RATE), length)
+def warped(spoken: Recording, onto: Recording, length: int) -> np.ndarray:
+    """float32 (length,) at 16 kHz: what `spoken` says, its phones where `onto` has them."""
+    there, here = (np.array([0.0, *(end for _, end in r.times)]) * RATE for r in (spoken, onto))
+    return fit(stretched(load_audio(spoken.audio, RATE), there, here), length)
 
 
 def stretched(wav: np.ndarray, points: np.ndarray, onto: np.ndarray) -> np.ndarray:
@@ -118,23 +108,26 @@ def _peaks(magnitude: np.ndarray) -> np.ndarray:
     return np.where(at - below <= above - at, below, above)
 
 
-def _jobs(recordings: Sequence[Recording]) -> Iterator[tuple[Recording, int, Recording]]:
-    """(recording, version, who says it)."""
+def _jobs(
+    pairs: Sequence[tuple[Recording, np.ndarray]],
+) -> Iterator[tuple[Recording, np.ndarray, Recording]]:
+    """(recording, its codes, another voice's that says the same), in the order of recordings."""
     alike: dict[tuple, list[Recording]] = {}
-    for r in recordings:
+    for r, _ in pairs:
         alike.setdefault(_said(r), []).append(r)
-    for r in recordings:
-        yield from ((r, version, x) for version, x in enumerate([r, *_doubles(r, alike[_said(r)])]))
+    for r, heard in pairs:
+        yield from ((r, heard, double) for double in _doubles(r, alike[_said(r)]))
 
 
 def _doubles(recording: Recording, alike: Sequence[Recording]) -> list[Recording]:
-    """Recordings of OTHERS other voices that say the same, each at the nearest rate."""
+    """Recordings of some other voices that say the same, each at the nearest rate."""
+    kind, rate = recording.extra['kind'], recording.extra['rate']
     voices = sorted({r.speaker for r in alike} - {recording.speaker})
-    rng = random.Random(f'{recording.speaker} {recording.text}')
-    drawn = rng.sample(voices, min(OTHERS, len(voices)))
+    rng = random.Random(f'{recording.speaker} {rate} {recording.text}')
+    drawn = rng.sample(voices, min(OTHERS.get(kind, 1), len(voices)))
 
     def apart(other: Recording) -> float:
-        return abs(other.extra['rate'] - recording.extra['rate'])
+        return abs(other.extra['rate'] - rate)
 
     return [min((r for r in alike if r.speaker == voice), key=apart) for voice in drawn]
 

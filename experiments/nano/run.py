@@ -3,8 +3,8 @@
     python -m experiments.nano.run --workdir runs/nano
 
 Recordings are rendered; a text model, a speech tokenizer, a vocoder, a speaker encoder and a
-decoder (of one voice, then of all) are trained; the language model goes through the paper's three
-stages; everything is measured. Every stage is a process of its own, two of them run at a time where
+decoder are trained; the language model goes through the paper's three stages; everything is
+measured. Every stage is a process of its own, two of them run at a time where
 they do not need each other, and each goes on where it was stopped: run the same command again. Logs
 are in WORKDIR/logs.
 
@@ -52,7 +52,7 @@ class Stage:
 
 
 # Of what can start, the first does: the language model's chain decides how long the recipe takes;
-# beside it the codec learns to speak. That of one voice is where the decoder of all voices begins.
+# beside it the codec learns to speak.
 STAGES = {
     'recordings': Stage(stages.recordings, makes=('recordings',)),
     'tokenizer': Stage(stages.tokenizer, ('recordings',), ('tokenizer',)),
@@ -68,17 +68,15 @@ STAGES = {
     'stage2': Stage(stages.stage2, ('stage1',), ('stage2',)),
     'sft': Stage(stages.sft, ('stage2',), ('sft',)),
     'speaker': Stage(voice_stages.speaker, ('recordings',), ('speaker',)),
-    'decoder': Stage(voice_stages.decoder, ('codes',), ('decoder_mu', 'decoder')),
     'vocoder_mel': Stage(
         voice_stages.vocoder_mel, ('recordings',), ('vocoder_mel', 'vocoder.jsonl', 'f0.jsonl')
     ),
     'vocoder': Stage(voice_stages.vocoder, ('vocoder_mel',), ('vocoder',)),
-    'doubles': Stage(voice_stages.doubles, ('codes',), ('doubles.jsonl',)),
-    'decoder_voices': Stage(
-        voice_stages.decoder_voices, ('decoder', 'speaker', 'doubles'),
-        ('decoder_voices', 'vectors.jsonl'),
+    'doubles': Stage(voice_stages.doubles, ('codes',), ('doubles*',)),
+    'decoder': Stage(
+        voice_stages.decoder, ('doubles', 'speaker'), ('decoder_mu', 'decoder', 'vectors.jsonl')
     ),
-    'report': Stage(stages.report, ('sft', 'vocoder', 'decoder_voices')),
+    'report': Stage(stages.report, ('sft', 'vocoder', 'decoder')),
 }
 
 

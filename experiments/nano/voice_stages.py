@@ -25,7 +25,6 @@ from mossjax.convert.fingerprint import VOICE
 from mossjax.data.manifest import Recording, write_manifest
 from mossjax.errors import InputError
 from mossjax.infer import voice as voices
-from mossjax.infer.speech_tokenizer import SpeechTokenizer
 from mossjax.infer.voice_maker import VoiceMaker, read_recording
 from mossjax.nn import weight_norm
 from mossjax.train.vocoder import GENERATOR
@@ -64,31 +63,23 @@ def speaker(workdir: Path, effort: float) -> dict:
     return stages.facts_of(config, state) | _last(workdir, 'speaker')
 
 
-def decoder(workdir: Path, effort: float) -> dict:
-    """The flow decoder of the voice of replies, its encoder first; that of all begins with it."""
-    stages.train(workdir, 'decoder_mu', effort)
-    config, _, state = stages.train(workdir, 'decoder', effort)
-    return stages.facts_of(config, state) | _last(workdir, 'decoder')
-
-
 def doubles(workdir: Path, effort: float) -> dict:
-    """Codes of what recordings say in other voices, so that codes do not tell whose the mel is."""
+    """Sound of other voices for the codes of recordings, which must not tell whose the mel is."""
     del effort
-    made = write_doubles(
-        SpeechTokenizer.open(workdir / 'codec'), stages.manifest(workdir, 'train'),
-        stages.open_codes(workdir, 'train'), workdir / 'doubles.jsonl',
-    )  # fmt: skip
-    return {'doubles': made}
+    recordings, codes = stages.manifest(workdir, 'train'), stages.open_codes(workdir, 'train')
+    return {'doubles': write_doubles(recordings, codes, workdir)}
 
 
-def decoder_voices(workdir: Path, effort: float) -> dict:
-    """The flow decoder of all voices; told of none, the codec has that of replies."""
-    config, task, state = stages.train(workdir, 'decoder_voices', effort)
+def decoder(workdir: Path, effort: float) -> dict:
+    """The flow decoder of all voices, its encoder first; told of none, the codec has that of
+    replies."""
+    stages.train(workdir, 'decoder_mu', effort)
+    config, task, state = stages.train(workdir, 'decoder', effort)
     codec = workdir / 'codec'
     with _alone(workdir):
         save_flow(codec, task.config, stages.bfloat16(state.params))
     voices.save(codec / VOICE, own_voice(codec, stages.manifest(workdir, 'train')))
-    return stages.facts_of(config, state) | _last(workdir, 'decoder_voices')
+    return stages.facts_of(config, state) | _last(workdir, 'decoder')
 
 
 def some(recordings: Sequence[Recording]) -> list[Recording]:

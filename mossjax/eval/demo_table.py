@@ -15,8 +15,8 @@ ENOUGH = 100  # questions below which a gate on them is not judged
 MET, NOT_MET, TOO_FEW = 'met', 'NOT MET', 'too few'
 # Of report.json, that train: the codec, then the language model.
 STAGES = (
-    'tokenizer', 'vocoder_mel', 'vocoder', 'speaker', 'decoder', 'decoder_voices',
-    'text_lm', 'stage1', 'stage2', 'sft',
+    'tokenizer', 'vocoder_mel', 'vocoder', 'speaker', 'decoder', 'text_lm', 'stage1', 'stage2',
+    'sft',
 )  # fmt: skip
 SECTIONS = {
     HELDOUT: 'Facts heard in training; questions in renderings that no training used',

@@ -121,7 +121,7 @@ def test_stages_as_recorded():
                         'config_sha256': 'abcdef' * 9},
             'stage1': {'text_accuracy': {'all': 0.25, 'never_spoken': 0.75},
                        'text_logits_identical': True},
-            'decoder_voices': {'seconds': 1234.5},
+            'decoder': {'seconds': 1234.5},
             'tokenizer': {'seconds': 3},
             'rows': {'seconds': 4},
         }}
@@ -129,7 +129,7 @@ def test_stages_as_recorded():
     same = 'text logits unchanged to the bit'.split()
     assert [line.split() for line in text[2:]] == [
         ['tokenizer', '-', '-', '-', '-', '0'],
-        ['decoder_voices', '-', '-', '-', '-', '21'],
+        ['decoder', '-', '-', '-', '-', '21'],
         ['text_lm', '-', '100.0%', '100.0%', '8', '-', 'abcdefabcdef'],
         ['stage1', '100.0%', '25.0%', '75.0%', '-', '-', *same],
         ['sft', '25.0%', '99.4%', '50.0%', '7', '-'],

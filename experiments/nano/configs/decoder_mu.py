@@ -1,4 +1,4 @@
-"""The decoder, first half: the encoder alone learns the mean mel of each code. About 4 minutes."""
+"""The decoder, first half: the encoder alone learns the mean mel of each code."""
 
 from mossjax.train.config import defaults
 
@@ -14,13 +14,15 @@ def get_config():
         vocab_size=512, input_size=128, width=128, heads=4, ff_width=384, blocks=2, up_blocks=2,
         dropout=0.0, channels=96, head_dim=32, estimator_heads=2, transformers=1, mid_blocks=1,
     )  # fmt: skip
-    config.data.manifest = 'recordings/train/manifest.jsonl'
-    config.data.codes = 'codes.jsonl'
-    config.data.only = {'speaker': ['slt']}
+    config.data.manifest = 'doubles.jsonl'
+    config.data.codes = 'doubles_codes.jsonl'
     config.data.seconds = 32.0
     config.data.rows_multiple = 1  # for one device
-    config.data.weights = {'answer': 20}  # four in ten
-    config.data.undisturbed = 0.6
+    # One row in eight is what replies are, in their voice; one in two is a double.
+    config.data.weights = {
+        'answer': 40, 'answer_other': 2,
+        'question_double': 2, 'answer_double': 4, 'answer_other_double': 2,
+    }  # fmt: skip
     config.loss.objective = 'mu'
     config.loss.scaled = True
     config.optim.peak_lr = 2e-3

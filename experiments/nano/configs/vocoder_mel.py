@@ -26,7 +26,7 @@ def get_config():
     config.data.rows = 8
     config.loss.update(adversarial=0.0, feature=0.0, f0=0.1, scales=SCALES)
     config.optim.peak_lr = 1e-3
-    config.optim.final_lr = 4e-4
+    config.optim.final_lr = 5e-5
     config.optim.b1, config.optim.b2 = 0.8, 0.99
     config.optim.weight_decay = 0.0
     config.optim.clip_norm = 100.0

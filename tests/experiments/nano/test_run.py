@@ -15,7 +15,7 @@ from mossjax.errors import InputError
 # Runs of the recipe, as their configs are called.
 TRAINED = {
     'tokenizer', 'text_lm', 'stage1', 'stage2', 'sft', 'speaker', 'decoder_mu', 'decoder',
-    'vocoder_mel', 'vocoder', 'decoder_voices',
+    'vocoder_mel', 'vocoder',
 }  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_every_run_begins_with_one_that_is_there_by_then():
         module = importlib.import_module(f'{configs.__name__}.{file.stem}')
         if file.stem in makes:
             found[file.stem] = module.get_config().init_from
-    assert found['decoder_voices'] == 'decoder' and found['vocoder'] == 'vocoder_mel'
+    assert found['decoder'] == 'decoder_mu' and found['vocoder'] == 'vocoder_mel'
     assert found.keys() == TRAINED
     for name, start in found.items():
         assert not start or makes[start] in {makes[name], *before(makes[name])}, (name, start)
