@@ -19,6 +19,7 @@ from collections.abc import Callable
 import dataclasses
 import fcntl
 import json
+import os
 from pathlib import Path
 import shutil
 import signal
@@ -33,7 +34,7 @@ from experiments.nano.script import start
 from mossjax.errors import InputError
 from mossjax.files import replacing
 
-AT_ONCE = 2  # processes; as many as there are cores
+AT_ONCE = 2  # processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +128,17 @@ def run_all(workdir: Path, effort: float) -> None:
     """
     finished = {name for name in STAGES if done(workdir, name).exists()}
     running: dict[str, subprocess.Popen] = {}
+    free, held = shares(AT_ONCE), {}
     try:
         while len(finished) < len(STAGES):
             for name, stage in STAGES.items():
                 ready = name not in finished | set(running) and set(stage.needs) <= finished
-                if ready and len(running) < AT_ONCE:
-                    running[name] = _spawn(workdir, name, effort)
+                if ready and free:
+                    held[name] = free.pop()
+                    running[name] = _spawn(workdir, name, effort, held[name])
             name = _wait(running)
             process = running.pop(name)
+            free.append(held.pop(name))
             if process.returncode or not done(workdir, name).exists():
                 raise InputError(
                     f'stage {name} ended with code {process.returncode}; see '
@@ -151,17 +155,30 @@ def run_all(workdir: Path, effort: float) -> None:
             process.wait()
 
 
+def shares(count: int) -> list[set[int]]:
+    """The cores of this machine in `count` parts, the same core in several where they are few.
+
+    Two trainings that share cores wait for each other's threads: each of their steps takes many
+    times as long as on cores of its own.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[i::count] or cores) for i in range(count)]
+
+
 def _log(workdir: Path, name: str) -> Path:
     return workdir / 'logs' / f'{name}.log'
 
 
-def _spawn(workdir: Path, name: str, effort: float) -> subprocess.Popen:
+def _spawn(workdir: Path, name: str, effort: float, cores: set[int]) -> subprocess.Popen:
     logging.info('%s starts; log: %s', name, _log(workdir, name))
     _log(workdir, name).parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'experiments.nano.run', f'--workdir={workdir}',
                f'--effort={effort}', f'--stage={name}']  # fmt: skip
     with _log(workdir, name).open('a') as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )  # fmt: skip
 
 
 def _wait(running: dict[str, subprocess.Popen]) -> str:

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 from pathlib import Path
+import sys
 import time
 
 import pytest
@@ -36,7 +37,7 @@ def toy(monkeypatch):
         def wait(self):
             pass
 
-    def spawn(workdir, name, effort):
+    def spawn(workdir, name, effort, cores):
         started.append(name)
         run.run_stage(workdir, name, effort)
         return Finished()
@@ -89,6 +90,31 @@ def test_two_processes_never_run_one_stage(toy, tmp_path):
         with pytest.raises(InputError, match='stage first .* is run by another process'):
             run.run_stage(tmp_path, 'first', 1.0)
     run.run_stage(tmp_path, 'first', 1.0)
+
+
+def test_each_process_has_cores_of_its_own(monkeypatch, tmp_path):
+    """Real processes, which write down what they may run on."""
+    cores = os.sched_getaffinity(0)
+    parts = run.shares(len(cores))
+    assert sorted(core for part in parts for core in part) == sorted(cores)
+    assert run.shares(len(cores) + 1)[-1] == cores
+    monkeypatch.setattr(run, 'AT_ONCE', len(cores))
+    names = [f'stage{i}' for i in range(len(cores) + 2)]
+    monkeypatch.setattr(run, 'STAGES', dict.fromkeys(names, run.Stage(None)))
+    real = run.subprocess.Popen
+    code = ('import os, pathlib, sys; path = pathlib.Path(sys.argv[1]); path.parent.mkdir('
+            'exist_ok=True); path.write_text(\'{"seconds": 0, "cores": %s}\' % '
+            'sorted(os.sched_getaffinity(0)))')  # fmt: skip
+
+    def popen(command, **options):
+        path = run.done(tmp_path, command[-1].split('=')[1])
+        return real([sys.executable, '-S', '-c', code, path], **options)
+
+    monkeypatch.setattr(run.subprocess, 'Popen', popen)
+    run.run_all(tmp_path, 1.0)
+    found = [json.loads(run.done(tmp_path, name).read_text())['cores'] for name in names]
+    assert [set(x) in parts for x in found] == [True] * len(names)
+    assert {tuple(x) for x in found} == {tuple(sorted(x)) for x in parts}
 
 
 def test_every_stage_needs_stages_that_exist():
