@@ -11,6 +11,8 @@ import re
 import shlex
 import subprocess
 
+import librosa
+import numpy as np
 import pytest
 
 from mossjax.cli import main as cli
@@ -48,6 +50,13 @@ def clone(tmp_path_factory):
     return folder
 
 
+def pitch(path: str) -> float:
+    """The median, in Hz."""
+    wave = audio.load(path, 16000)
+    hertz, voiced, _ = librosa.pyin(wave, fmin=60, fmax=400, sr=16000)
+    return float(np.median(hertz[voiced]))
+
+
 def mossjax(line: str) -> None:
     command, *args = shlex.split(line)[1:]
     importlib.reload(importlib.import_module(f'mossjax.cli.{command}'))  # flags as a process has
@@ -69,13 +78,15 @@ def test_every_command_runs_in_the_order_it_stands_there(clone, monkeypatch, cap
             assert shown.returncode == 0, (line, shown.stderr)
         else:
             assert line.startswith(ELSEWHERE), f'README: {line!r} is neither run nor known'
-    answers = [out for line, out in said.items() if '--text' in line]
+    answers = [out for line, out in said.items() if '--reply text' in line]
     assert answers and set(answers) == {'the answer is seven\n'}
     # What was heard is what the command line can be asked for again, as codes or as samples.
     codes = json.loads((clone / 'codes.jsonl').read_text().splitlines()[-1])
     assert codes['path'] == 'question.wav'
     header = audio.read_header('answer.wav')
     assert header.rate == 24000 and header.frames % 1920 == 0
+    # A man's voice was asked for; answers have a woman's.
+    assert pitch('deep.wav') < 125 < 150 < pitch('answer.wav')
     for name in ('model.safetensors', 'config.json'):
         there, back = clone / 'MOSS-Speech' / name, clone / 'MOSS-Speech-again' / name
         assert there.read_bytes() == back.read_bytes()

@@ -174,11 +174,13 @@ def _spawn(workdir: Path, name: str, effort: float, cores: set[int]) -> subproce
     _log(workdir, name).parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'experiments.nano.run', f'--workdir={workdir}',
                f'--effort={effort}', f'--stage={name}']  # fmt: skip
-    with _log(workdir, name).open('a') as log:
-        return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )  # fmt: skip
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # what it begins with; nothing of ours works meanwhile
+    try:
+        with _log(workdir, name).open('a') as log:
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    finally:
+        os.sched_setaffinity(0, ours)
 
 
 def _wait(running: dict[str, subprocess.Popen]) -> str:

@@ -28,7 +28,7 @@ from mossjax.data.clips import fit
 from mossjax.data.speech import CODE_SAMPLES
 from mossjax.eval import sound
 from mossjax.eval.judge import Judge
-from mossjax.infer.assets import HELDOUT, NEVER_SPOKEN, Assets, Clip, shipped
+from mossjax.infer.assets import HELDOUT, NEVER_SPOKEN, Assets, Clip, codec_hashes, shipped
 from mossjax.infer.flow_stream import VOICE
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.speech_stream import SpeechSteps
@@ -245,7 +245,8 @@ def main(argv: list[str]) -> None:
     good = all(gates.values())
     record.write(
         _OUT.value, 'python -m experiments.proofs.run nano_voice',
-        {'good': good, 'vocoder': codec.decoder.vocoder.name, 'gates': gates, **found},
+        {'good': good, 'codec_sha256': codec_hashes(root), 'vocoder': codec.decoder.vocoder.name,
+         'gates': gates, **found},
     )  # fmt: skip
     sys.exit(0 if good else 1)
 

@@ -33,7 +33,7 @@ from mossjax.convert import codec_directory
 from mossjax.errors import InputError
 from mossjax.eval import sound
 from mossjax.infer import audio
-from mossjax.infer.assets import HELDOUT, Assets, shipped
+from mossjax.infer.assets import HELDOUT, Assets, codec_hashes, shipped
 from mossjax.infer.speech_decoder import SpeechDecoder
 from mossjax.infer.speech_tokenizer import SpeechTokenizer
 from mossjax.infer.voice_maker import SpeakerEncoder
@@ -160,8 +160,11 @@ def main(argv: list[str]) -> None:
         and all(found['moved'].values())
     )
     logging.info('%s', found)
-    command = 'python -m experiments.proofs.own_voice --codec runs/nano/codec'
-    record.write(_OUT.value, command, {'good': good, 'voice': f'espeak-ng -v {SPEAKER}', **found})
+    record.write(
+        _OUT.value, 'python -m experiments.proofs.run own_voice',
+        {'good': good, 'codec_sha256': codec_hashes(codec), 'voice': f'espeak-ng -v {SPEAKER}',
+         **found},
+    )  # fmt: skip
     sys.exit(0 if good else 1)
 
 

@@ -166,9 +166,17 @@ class Assets:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of everything that decides an answer: weights, configurations, tokenizer."""
-        names = [name for name in FILES if name.startswith(('lm/', 'codec/'))]
-        names += [f'codec/{name}' for name in VOICE_FILES if (self.codec / name).is_file()]
-        return {name: sha256(self.root / name) for name in names}
+        found = {f'lm/{name}': sha256(self.lm / name) for name in LM_FILES}
+        return found | {f'codec/{name}': x for name, x in codec_hashes(self.codec).items()}
+
+
+def codec_hashes(root: str | os.PathLike) -> dict[str, str]:
+    """SHA-256 of all that decides how a codec directory of this layout hears and speaks."""
+    paths = {name: pathlib.Path(root, name) for name in (*CODEC_FILES, *VOICE_FILES)}
+    return {
+        name: sha256(path) for name, path in paths.items()
+        if name in CODEC_FILES or path.is_file()
+    }  # fmt: skip
 
 
 def shipped(name: str = 'nano') -> pathlib.Path:

@@ -9,18 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.proofs import int8_gates
+from experiments.proofs import record
 from mossjax.convert import peft, rules
 from mossjax.convert.int8 import int8
 from mossjax.convert.placement import on_host, open_lm
 from mossjax.eval import agreement
-from mossjax.infer.assets import HELDOUT, Assets, shipped
+from mossjax.infer.assets import HELDOUT, Assets, codec_hashes, shipped
 from mossjax.infer.chat import INPUT_RATE, Chat
 from mossjax.models.lm.dialogue import Turn
 from mossjax.models.lm.matrices import matrix
 from mossjax.nn.lora import Lora, adapt, merge
 
 ASKED = 24
+PROOFS = pathlib.Path(record.__file__).parent
 
 
 @pytest.fixture(scope='module')
@@ -106,7 +107,14 @@ def test_the_report_says_that_the_frozen_stage_left_the_text_as_it_was(nano):
     assert stages['sft']['text_accuracy']['all'] >= 0.98
 
 
+@pytest.mark.parametrize('proof', ['nano_voice', 'own_voice'])
+def test_the_records_of_the_voice_are_of_this_codec(nano, proof):
+    """After new weights: python -m experiments.proofs.run nano_voice own_voice"""
+    found = record.read(PROOFS / f'{proof}.json')
+    assert found['codec_sha256'] == codec_hashes(nano.codec) and found['good']
+
+
 def test_the_record_of_int8_is_of_these_weights(nano):
     """After new weights: python -m experiments.proofs.run int8_gates"""
-    record = json.loads(pathlib.Path(int8_gates.__file__).with_suffix('.json').read_text())
-    assert record['weights_sha256'] == nano.hashes() and record['all_gates_met']
+    found = record.read(PROOFS / 'int8_gates.json')
+    assert found['weights_sha256'] == nano.hashes() and found['all_gates_met']
