@@ -18,10 +18,10 @@ def get_config():
     config.data.codes = 'doubles_codes.jsonl'
     config.data.seconds = 32.0
     config.data.rows_multiple = 1  # for one device
-    # One row in eight is what replies are, in their voice; one in two is a double.
+    # One row in four is what replies are, in their voice; two in five are doubles.
     config.data.weights = {
-        'answer': 40, 'answer_other': 2,
-        'question_double': 2, 'answer_double': 4, 'answer_other_double': 2,
+        'answer': 100, 'answer_other': 2,
+        'question_double': 2, 'answer_double': 6, 'answer_other_double': 2,
     }  # fmt: skip
     config.loss.objective = 'mu'
     config.loss.scaled = True
