@@ -10,7 +10,8 @@ are in WORKDIR/logs.
 
 `--effort 4` trains four times as many steps with the same configurations. Stages that are done stay
 as they are; `--again sft --effort 2` makes one anew, longer, and with it what was made from it. The
-shipped checkpoint was made that way (its report says how long each stage ran).
+shipped checkpoint was made that way (its report says how long each stage ran, and which went on
+for some steps with other weights: `then`).
 """
 
 from __future__ import annotations
