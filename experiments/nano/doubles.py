@@ -43,18 +43,20 @@ def write_doubles(recordings: Sequence[Recording], codes: CodesStore, root: Path
     import soundfile
     from tqdm import tqdm
 
-    pairs = [(r, codes.versions(r.audio)[0].codes) for r in recordings]
-    jobs = list(_jobs(pairs))
-    for number, (r, heard, other) in enumerate(tqdm(jobs, desc='doubles', disable=None)):
-        path, length = root / 'doubles' / f'{number:05d}.flac', CODE_SAMPLES[RATE] * len(heard)
+    def own(recording: Recording) -> np.ndarray:
+        return codes.versions(recording.audio)[0].codes
+
+    pairs, jobs = [(r, own(r)) for r in recordings], list(_jobs(recordings))
+    for number, (r, other) in enumerate(tqdm(jobs, desc='doubles', disable=None)):
+        path, length = root / 'doubles' / f'{number:05d}.flac', CODE_SAMPLES[RATE] * len(own(r))
         if not path.exists():
             with replacing(path) as part:
                 soundfile.write(part, warped(other, r, length), RATE, subtype='PCM_16')
-        extra = {
-            **r.extra, 'kind': KIND.format(r.extra['kind']), 'seconds': length / RATE,
-        }  # fmt: skip
-        double = dataclasses.replace(r, audio=str(path), speaker=other.speaker, extra=extra)
-        pairs.append((double, heard))
+        said = {'kind': KIND.format(r.extra['kind']), 'seconds': length / RATE}
+        double = dataclasses.replace(
+            r, audio=str(path), speaker=other.speaker, extra={**r.extra, **said}
+        )
+        pairs.append((double, own(r)))
     with replacing(root / 'doubles_codes.jsonl') as part, part.open('w') as store:
         for r, heard in pairs:
             line = {'path': os.path.relpath(r.audio, root), 'codes': heard.tolist()}
@@ -108,15 +110,13 @@ def _peaks(magnitude: np.ndarray) -> np.ndarray:
     return np.where(at - below <= above - at, below, above)
 
 
-def _jobs(
-    pairs: Sequence[tuple[Recording, np.ndarray]],
-) -> Iterator[tuple[Recording, np.ndarray, Recording]]:
-    """(recording, its codes, another voice's that says the same), in the order of recordings."""
+def _jobs(recordings: Sequence[Recording]) -> Iterator[tuple[Recording, Recording]]:
+    """(recording, another voice's that says the same), in the order of recordings."""
     alike: dict[tuple, list[Recording]] = {}
-    for r, _ in pairs:
+    for r in recordings:
         alike.setdefault(_said(r), []).append(r)
-    for r, heard in pairs:
-        yield from ((r, heard, double) for double in _doubles(r, alike[_said(r)]))
+    for r in recordings:
+        yield from ((r, double) for double in _doubles(r, alike[_said(r)]))
 
 
 def _doubles(recording: Recording, alike: Sequence[Recording]) -> list[Recording]:
