@@ -52,7 +52,8 @@ def meet() -> None:
         with socket.create_server((name, int(port))) as server:
             came = [server.accept()[0] for _ in range(others)]
         for each in came:
-            each.sendall(b'.')
+            with each:  # left open, it is described as it goes, and a signal in that time is lost
+                each.sendall(b'.')
     else:
         while True:
             try:
