@@ -96,15 +96,21 @@ class SpeakerBatches(_Cuts):
     """Fields: `audio` float32 (b, w) at 16 kHz, a cut of a recording, which is said again and again
     where it is shorter; `speakers` int32 (b,), places in `speakers`.
 
+    A recording played faster or slower is somebody else's: higher and quicker, formants and all.
+    That makes many speakers of few (speed perturbation of Ko et al. 2015, as speaker recognition
+    takes it: new classes). A cut's speed is drawn.
+
     Attributes:
-      speakers: their names, sorted.
+      speakers: their names, sorted; then again at each of `speeds`, e.g. 'slt x1.1'.
     """
 
     def __init__(
-        self, clips: Clips, *, samples: int, rows: int, seed: int, skip: Sequence[str] = ()
-    ):
+        self, clips: Clips, *, samples: int, rows: int, seed: int, skip: Sequence[str] = (),
+        speeds: Sequence[float] = (),
+    ):  # fmt: skip
         """Args:
           clips: at 16 kHz. samples: of a cut. rows: of a global batch. skip: see `SegmentBatches`.
+          speeds: at which recordings are played too, beside their own.
 
         Raises:
           InputError: a recording says no speaker, a speaker has one recording alone, or as of
@@ -113,17 +119,24 @@ class SpeakerBatches(_Cuts):
         super().__init__(clips, rate=fbank.RATE, rows=rows, seed=seed, skip=skip)
         self._samples = samples
         groups = by_speaker(clips.recordings)
-        self.speakers = tuple(groups)
+        self._speeds = (1.0, *speeds)
+        self.speakers = (*groups, *(f'{name} x{speed}' for speed in speeds for name in groups))
+        self._groups = len(groups)
         self._who = np.empty(len(clips), np.int32)
         for number, indices in enumerate(groups.values()):
             self._who[indices] = number
 
     def _row(self, i: int, rng: np.random.Generator) -> Batch:
+        speed = int(rng.integers(len(self._speeds)))
+        length = round(self._samples * self._speeds[speed])
         wav = self._clips.read(i)
-        if len(wav) < self._samples:
-            wav = np.resize(wav, self._samples)
-        first = int(rng.integers(len(wav) - self._samples + 1))
-        return {'audio': wav[first : first + self._samples], 'speakers': self._who[i]}
+        if len(wav) < length:
+            wav = np.resize(wav, length)
+        first = int(rng.integers(len(wav) - length + 1))
+        return {
+            'audio': _played(wav[first : first + length], self._samples),
+            'speakers': np.int32(self._who[i] + speed * self._groups),
+        }
 
 
 def by_speaker(recordings: Sequence[Recording]) -> dict[str, np.ndarray]:
@@ -146,6 +159,15 @@ def by_speaker(recordings: Sequence[Recording]) -> dict[str, np.ndarray]:
             'or more; add recordings, or leave these speakers out with data.only'
         )
     return {name: np.array(groups[name]) for name in sorted(groups)}
+
+
+def _played(x: np.ndarray, samples: int) -> np.ndarray:
+    """x in so many samples: faster or slower, the pitch with it."""
+    if len(x) == samples:
+        return x
+    import librosa
+
+    return fit(librosa.resample(x, orig_sr=len(x), target_sr=samples), samples)
 
 
 def _cut(x: np.ndarray, start: int, length: int) -> np.ndarray:

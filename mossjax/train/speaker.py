@@ -49,10 +49,12 @@ class SpeakerData(Selected):
 
     Attributes:
       seconds: of a cut. rows: cuts in a global batch.
+      speeds: at which recordings are played too; at each of them a speaker is another.
     """
 
     seconds: float = ranged(Range(0.2, 60), 3.0)
     rows: int = ranged(SIZE, 64)
+    speeds: tuple[float, ...] = ranged(Range(0.5, 2), ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ def run(config: ConfigDict, fresh: bool) -> Run:
     model = CamppConfig(**dataclasses.asdict(options(config.model, SpeakerModel, 'model')))
     batches = SpeakerBatches(
         data.clips(fbank.RATE), samples=round(data.seconds * fbank.RATE), rows=data.rows,
-        seed=config.seed, skip=data.skip_rows,
+        seed=config.seed, skip=data.skip_rows, speeds=data.speeds,
     )  # fmt: skip
     if len(batches.speakers) < 2:
         raise InputError(

@@ -64,6 +64,25 @@ def test_who_speaks_and_short_recordings_said_again():
     np.testing.assert_array_equal(row, 1001 + np.arange(20) % 7)
 
 
+def test_a_recording_played_faster_is_somebody_elses_and_higher():
+    def tone(hz, seconds=2):
+        return np.sin(2 * np.pi * hz * np.arange(16_000 * seconds) / 16_000).astype(np.float32)
+
+    waves = [tone(hz) for hz in (1000, 1010, 2000, 2010)]
+    recordings = [Recording(f'/{i}.wav', speaker='aabb'[i]) for i in range(4)]
+    batches = SpeakerBatches(
+        Clips(recordings, 16_000, np.array([32_000] * 4), waves.__getitem__),
+        samples=16_000, rows=32, seed=0, speeds=(0.8, 1.25),
+    )  # fmt: skip
+    assert batches.speakers == ('a', 'b', 'a x0.8', 'b x0.8', 'a x1.25', 'b x1.25')
+    batch = batches.batch(0)
+    heard = np.abs(np.fft.rfft(batch['audio'])).argmax(axis=1)  # Hz, of a second
+    factor, tones = np.repeat([1, 0.8, 1.25], 2), np.tile([1000, 2000], 3)
+    near = (factor * tones)[batch['speakers']]
+    assert set(batch['speakers']) == set(range(6))
+    assert np.all((heard >= near - 1) & (heard <= near * 1.01 + 3))
+
+
 def test_what_is_skipped_changes_nothing_else():
     def batches(*skip):
         return SpeakerBatches(
