@@ -110,7 +110,7 @@ class SpeakerBatches(_Cuts):
     ):  # fmt: skip
         """Args:
           clips: at 16 kHz. samples: of a cut. rows: of a global batch. skip: see `SegmentBatches`.
-          speeds: at which recordings are played too, beside their own.
+          speeds: at which recordings are played too, beside their own; none is 1, none comes twice.
 
         Raises:
           InputError: a recording says no speaker, a speaker has one recording alone, or as of

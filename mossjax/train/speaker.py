@@ -143,6 +143,11 @@ def run(config: ConfigDict, fresh: bool) -> Run:
     data = options(config.data, SpeakerData, 'data')
     loss = options(config.loss, SpeakerLoss, 'loss')
     model = CamppConfig(**dataclasses.asdict(options(config.model, SpeakerModel, 'model')))
+    if len({1, *data.speeds}) <= len(data.speeds):
+        raise InputError(
+            f'config.data.speeds = {data.speeds}: 1, which is always there, or a speed twice; its '
+            'speakers would be others and the same. Leave it out'
+        )
     batches = SpeakerBatches(
         data.clips(fbank.RATE), samples=round(data.seconds * fbank.RATE), rows=data.rows,
         seed=config.seed, skip=data.skip_rows, speeds=data.speeds,

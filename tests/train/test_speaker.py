@@ -115,6 +115,14 @@ def test_a_config_names_recordings_and_who_speaks_in_them(tmp_path):
     levels = np.round(10 * batch['audio'].mean(axis=1)).astype(int)
     assert batch['audio'].shape == (4, 3200) and sorted(levels) == [1, 2, 3, 4]
     np.testing.assert_array_equal(batch['speakers'], (levels - 1) % 2)
-    config.data.only = {'speaker': ['b']}
+    config.data.speeds = (0.8, 1.25)
+    assert tasks.make(config).task.speakers == 6
+    for speeds in ((0.8, 1), (0.8, 1.25, 0.8)):  # refused before anything is read
+        config.data.update(speeds=speeds, manifest='not there')
+        with pytest.raises(InputError, match=r'config.data.speeds = .* Leave it out'):
+            tasks.make(config)
+    config.data.update(
+        speeds=(), manifest=str(tmp_path / 'manifest.jsonl'), only={'speaker': ['b']}
+    )
     with pytest.raises(InputError, match='b is the only speaker'):
         tasks.make(config)
