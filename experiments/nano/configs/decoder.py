@@ -8,7 +8,7 @@ from experiments.nano.configs import decoder_mu
 
 def get_config():
     config = decoder_mu.get_config()
-    config.steps = 1800
+    config.steps = 1400
     config.save_every = 100
     config.init_from = 'decoder_mu'
     config.data.prompts = 0.9
