@@ -14,7 +14,7 @@ from mossjax.convert import peft, rules
 from mossjax.convert.int8 import int8
 from mossjax.convert.placement import on_host, open_lm
 from mossjax.eval import agreement
-from mossjax.infer.assets import HELDOUT, Assets, shipped
+from mossjax.infer.assets import HELDOUT, Assets, codec_hashes, shipped
 from mossjax.infer.chat import INPUT_RATE, Chat
 from mossjax.models.lm.dialogue import Turn
 from mossjax.models.lm.matrices import matrix
@@ -111,3 +111,9 @@ def test_the_record_of_int8_is_of_these_weights(nano):
     """After new weights: python -m experiments.proofs.run int8_gates"""
     found = record.read(PROOFS / 'int8_gates.json')
     assert found['weights_sha256'] == nano.hashes() and found['all_gates_met']
+
+
+def test_the_record_of_a_new_voice_is_of_this_codec(nano):
+    """After a new codec: python -m experiments.proofs.run own_voice"""
+    found = record.read(PROOFS / 'own_voice.json')
+    assert found['codec_sha256'] == codec_hashes(nano.codec) and found['good']
