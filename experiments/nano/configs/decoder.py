@@ -11,6 +11,7 @@ def get_config():
     config.steps = 1400
     config.save_every = 100
     config.init_from = 'decoder_mu'
+    config.data.seconds = 24.0  # besides prompts, which make a step twice as long
     config.data.prompts = 0.9
     config.data.prompt_codes = 25
     config.data.vectors, config.data.speaker = 'vectors.jsonl', 'codec'
