@@ -8,11 +8,10 @@ from experiments.nano.configs import decoder_mu
 
 def get_config():
     config = decoder_mu.get_config()
-    config.steps = 2200
+    config.steps = 1900
     config.save_every = 100
     config.init_from = 'decoder_mu'
     config.data.seconds = 24.0  # besides prompts, which make a step twice as long
-    config.data.weights.answer = 400  # four rows in seven: what it says most must be understood
     config.data.prompts = 0.9
     config.data.prompt_codes = 25
     config.data.vectors, config.data.speaker = 'vectors.jsonl', 'codec'

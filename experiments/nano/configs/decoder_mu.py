@@ -8,7 +8,7 @@ def get_config():
     config.task = 'flow'
     # Steps are short, and what mu leaves out, such as the stop that a word begins with, the flow
     # does not find again.
-    config.steps = 3200
+    config.steps = 4400
     config.log_every = 50
     config.save_every = 300
     config.keep = 1
@@ -20,9 +20,9 @@ def get_config():
     config.data.codes = 'doubles_codes.jsonl'
     config.data.seconds = 32.0
     config.data.rows_multiple = 1  # for one device
-    # Two rows in five are what replies are, in their voice; one in three is a double.
+    # Four rows in seven are what replies are, in their voice; one in four is a double.
     config.data.weights = {
-        'answer': 200, 'answer_other': 2,
+        'answer': 400, 'answer_other': 2,
         'question_double': 2, 'answer_double': 6, 'answer_other_double': 2,
     }  # fmt: skip
     config.loss.objective = 'mu'

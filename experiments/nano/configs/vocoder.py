@@ -5,7 +5,7 @@ from experiments.nano.configs import vocoder_mel
 
 def get_config():
     config = vocoder_mel.get_config()
-    config.steps = 600
+    config.steps = 1200
     config.init_from = 'vocoder_mel'
     config.loss.update(adversarial=1.0, feature=2.0)
     config.loss.discriminators = {
