@@ -20,7 +20,7 @@ def get_config():
     config.data.codes = 'doubles_codes.jsonl'
     config.data.seconds = 32.0
     config.data.rows_multiple = 1  # for one device
-    # Four rows in seven are what replies are, in their voice; one in four is a double.
+    # Three rows in five are what replies are, in their voice; one in four is a double.
     config.data.weights = {
         'answer': 400, 'answer_other': 2,
         'question_double': 2, 'answer_double': 6, 'answer_other_double': 2,
