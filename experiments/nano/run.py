@@ -30,7 +30,7 @@ import time
 
 from absl import flags, logging
 
-from experiments.nano import stages, voice_stages
+from experiments.nano import clock, stages, voice_stages
 from experiments.nano.script import start
 from mossjax.errors import InputError
 from mossjax.files import replacing
@@ -94,6 +94,7 @@ def forget(workdir: Path, name: str) -> set[str]:
         forgotten |= more
     for each in forgotten:
         done(workdir, each).unlink(missing_ok=True)
+        clock.file(workdir, each).unlink(missing_ok=True)
         for path in [path for made in STAGES[each].makes for path in workdir.glob(made)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     return forgotten
@@ -105,7 +106,6 @@ def run_stage(workdir: Path, name: str, effort: float) -> None:
     Raises:
       InputError: another process is at it.
     """
-    began = time.time()
     _log(workdir, name).parent.mkdir(parents=True, exist_ok=True)
     lock = open(_log(workdir, name).with_suffix('.lock'), 'w')  # held until this process ends
     try:
@@ -114,8 +114,11 @@ def run_stage(workdir: Path, name: str, effort: float) -> None:
         raise InputError(
             f'stage {name} of {workdir} is run by another process; end it or wait for it'
         ) from None
-    facts = STAGES[name].run(workdir, effort)
-    facts |= {'seconds': round(time.time() - began, 1), 'effort': effort}
+    spans = clock.file(workdir, name)
+    with clock.at_work(spans):
+        facts = STAGES[name].run(workdir, effort)
+    seconds = clock.worked(clock.spans_of(spans))
+    facts |= {'seconds': round(seconds, 1), 'effort': effort}
     done(workdir, name).parent.mkdir(parents=True, exist_ok=True)
     with replacing(done(workdir, name)) as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + '\n')

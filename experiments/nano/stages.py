@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from experiments.nano import examples, measure, render, text, world
+from experiments.nano import clock, examples, measure, render, text, world
 from mossjax.convert.codec_tokenizer import save_tokenizer
 from mossjax.convert.directories import save_lm
 from mossjax.convert.placement import on_host
@@ -295,8 +295,11 @@ def report(workdir: Path, effort: float) -> dict:
     records = sorted((workdir / 'done').glob('*.json'))
     found = {path.stem: json.loads(path.read_text()) for path in records}
     del effort  # each stage has its own
+    ran = [clock.spans_of(clock.file(workdir, name)) for name in found]
     content = {
         'seconds': round(sum(stage['seconds'] for stage in found.values()), 1),
+        # Stages that run at the same time counted once; None if some were made without a clock.
+        'seconds_by_the_clock': round(clock.passed(sum(ran, [])), 1) if all(ran) else None,
         'hardware': f'{os.cpu_count()} CPU cores',
         'stages': found,
     }
