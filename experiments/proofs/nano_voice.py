@@ -128,33 +128,42 @@ def words(codec: Opened) -> dict:
     return found
 
 
-def windows(codec: Opened) -> dict:
-    """{how far a stream looks back: shares of words right, DNSMOS}, of long speech."""
-    judge, mos = _judge(codec.assets), sound.mos()
-    wanted, clips = zip(*codec.assets.answers.items(), strict=True)
-    unit = CODE_SAMPLES[hearing.RATE]
-    recorded = [codec.assets.load(clip, hearing.RATE) for clip in clips]
-    sizes = [-(-len(wave) // unit) for wave in recorded]
-    padded = [fit(wave, unit * n) for wave, n in zip(recorded, sizes, strict=True)]
-    strings = [slice(i, i + STRUNG) for i in range(0, len(clips), STRUNG)]
-    codes = codec.tokenizer.encode([np.concatenate(padded[string]) for string in strings])
+class Strings:
+    """Long speech: the recorded answers, STRUNG of them in a row (about 16 s)."""
 
-    def judged(waves: Sequence[np.ndarray]) -> dict:
+    def __init__(self, codec: Opened):
+        self._words, clips = zip(*codec.assets.answers.items(), strict=True)
+        self._judge, self._mos = _judge(codec.assets), sound.mos()
+        unit = CODE_SAMPLES[hearing.RATE]
+        recorded = [codec.assets.load(clip, hearing.RATE) for clip in clips]
+        self._sizes = [-(-len(wave) // unit) for wave in recorded]  # codes
+        padded = [fit(wave, unit * n) for wave, n in zip(recorded, self._sizes, strict=True)]
+        self._strings = [slice(i, i + STRUNG) for i in range(0, len(clips), STRUNG)]
+        strings = [np.concatenate(padded[string]) for string in self._strings]
+        self.codes: list[np.ndarray] = codec.tokenizer.encode(strings)
+
+    def judged(self, waves: Sequence[np.ndarray]) -> dict:
+        """Share of words right and mean DNSMOS of the answers, cut out of what was spoken."""
         parts = []
-        for string, wave in zip(strings, waves, strict=True):
-            parts += np.split(wave, CODE_SAMPLES[features.RATE] * np.cumsum(sizes[string])[:-1])
-        heard = judge.answers_of(parts, features.RATE)
+        for string, wave in zip(self._strings, waves, strict=True):
+            ends = CODE_SAMPLES[features.RATE] * np.cumsum(self._sizes[string])
+            parts += np.split(wave, ends[:-1])
+        heard = self._judge.answers_of(parts, features.RATE)
         return {
-            'words': _mean([a == b for a, b in zip(heard, wanted, strict=True)]),
-            'DNSMOS': _mean([mos(part, features.RATE)['overall'] for part in parts]),
+            'words': _mean([a == b for a, b in zip(heard, self._words, strict=True)]),
+            'DNSMOS': _mean([self._mos(part, features.RATE)['overall'] for part in parts]),
         }
 
-    found = {'at once': judged(codec.decoder.decode_many(codes))}
+
+def windows(codec: Opened) -> dict:
+    """{how far a stream looks back: shares of words right, DNSMOS}, of long speech."""
+    strings = Strings(codec)
+    found = {'at once': strings.judged(codec.decoder.decode_many(strings.codes))}
     for name, past in PASTS.items():
         window = Window(codec.decoder.config.chunk, past, VOICE)
-        speech = SpeechSteps(codec.decoder, window=window).sessions(len(codes))
-        spoken = speech.feed(dict(enumerate(codes)), ending=range(len(codes)))
-        found[name] = judged([spoken[i] for i in range(len(codes))])
+        speech = SpeechSteps(codec.decoder, window=window).sessions(len(strings.codes))
+        spoken = speech.feed(dict(enumerate(strings.codes)), ending=range(len(strings.codes)))
+        found[name] = strings.judged([spoken[i] for i in range(len(strings.codes))])
         logging.info('%s: %s', name, found[name])
     return found
 
