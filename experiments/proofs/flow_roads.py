@@ -5,7 +5,7 @@
 Recorded answers, strung together to about 16 s (`nano_voice.Strings`), behind the codec's own
 voice: words that the judge hears right, DNSMOS, and jumps of the log-mel from frame to frame (95th
 percentile, in nepers) where two pieces of speech join and elsewhere. `at once` and `chunk 5` forget
-nothing.
+nothing. What stands in F.json already is not made again.
 
 a: the streaming decoder (`FlowStream`), which keeps per Euler step what attentions and convolutions
    read of the last seconds.
@@ -39,9 +39,6 @@ from mossjax.ops.head_by_head import on_cpu
 
 HOPS = (25, 5)  # codes of a piece of speech
 LOOK = 3  # codes that the decoder's encoder looks ahead
-
-_CODEC = flags.DEFINE_string('codec', None, 'Codec directory; the shipped one.')
-_OUT = flags.DEFINE_string('out', None, 'JSON file; what stands in it is not made again.')
 
 
 class Roads:
@@ -139,7 +136,7 @@ class Roads:
 def main(argv: list[str]) -> None:
     jax.config.update('jax_default_matmul_precision', 'highest')
     assets = Assets.open(shipped())
-    root = _CODEC.value or str(assets.codec)
+    root = flags.FLAGS.codec or str(assets.codec)
     codec = nano_voice.Opened(
         assets, root, SpeechDecoder.open(root), SpeechTokenizer.open(root)
     )  # fmt: skip
@@ -153,7 +150,7 @@ def main(argv: list[str]) -> None:
         for hop in HOPS:
             ways[f'a, {name}, hop {hop}'] = hop, lambda p=past, h=hop: roads.a(p, h)
             ways[f'b, {name}, hop {hop}'] = hop, lambda p=past, h=hop: roads.b(p, h)
-    out = Path(_OUT.value)
+    out = Path(flags.FLAGS.out)
     found = json.loads(out.read_text()) if out.exists() else {}
     for name in argv[1:] or ways:
         if name in found:
