@@ -38,6 +38,7 @@ from mossjax.models.stream import Piece
 from mossjax.ops.head_by_head import on_cpu
 
 HOPS = (25, 5)  # codes of a piece of speech
+LISTENED = 7  # every so manieth answer is judged by DNSMOS, which takes seconds
 LOOK = 3  # codes that the decoder's encoder looks ahead
 
 
@@ -162,7 +163,8 @@ def main(argv: list[str]) -> None:
         spoken = nano_voice.spoken_by(
             codec.decoder.vocoder, [m[: 4 * n] for m, n in zip(mel, roads.lengths, strict=True)]
         )
-        found[name] = strings.judged(spoken) | roads.jumps(mel, hop) | {'seconds': seconds}
+        found[name] = strings.judged(spoken, every=LISTENED) | roads.jumps(mel, hop)
+        found[name]['seconds'] = seconds
         logging.info('%s: %s', name, found[name])
         out.write_text(json.dumps(found, indent=1) + '\n')
 
