@@ -117,3 +117,9 @@ def test_the_record_of_a_new_voice_is_of_this_codec(nano):
     """After a new codec: python -m experiments.proofs.run own_voice"""
     found = record.read(PROOFS / 'own_voice.json')
     assert found['codec_sha256'] == codec_hashes(nano.codec) and found['good']
+
+
+def test_the_record_of_how_it_sounds_is_of_this_codec(nano):
+    """After a new codec: python -m experiments.proofs.run nano_voice"""
+    found = record.read(PROOFS / 'nano_voice.json')
+    assert found['codec_sha256'] == codec_hashes(nano.codec) and found['good']
