@@ -1,7 +1,7 @@
 """How a nano codec sounds and whose voice it has: HiFT alone, the whole way, prompts, streaming.
 
     JAX_PLATFORMS=cpu python -m experiments.proofs.nano_voice \
-        [--codec runs/nano/codec] --out experiments/proofs/nano_voice.json
+        [--codec runs/nano/codec] [--parts words,voices] --out experiments/proofs/nano_voice.json
 
 Naturalness (DNSMOS) of recorded answers and questions, of what HiFT and Griffin-Lim make of their
 true mels, and of what the codec makes of their codes with either. Words (the judge of the demo) of
@@ -9,7 +9,8 @@ the answers, decoded at once and streamed. Windows: the answers, STRUNG of them 
 spoken at once and in streams that look back on 1, 2, 4 and 8 s of speech; words and naturalness of
 each answer by itself. Voices (`resemblyzer`): REPLIES recordings' codes, each spoken after a prompt
 of another nano voice than theirs, in turn; right if that voice is the nearest of all. Shuffled,
-each is held to the voice of another prompt: chance is one in as many as there are voices.
+replies are held to each other's prompts, a thousand times anew: chance is one in as many as there
+are voices.
 
 Fails unless every one of GATES holds.
 """
@@ -42,6 +43,7 @@ from mossjax.models.tokenizer import mel as hearing
 CLIPS, REPLIES = 12, 100
 STRUNG = 8  # answers that are spoken as one
 MIDDLE = 6  # recorded questions that make up a voice, none of them a prompt
+PARTS = ('naturalness', 'words', 'windows', 'voices')
 GATES = {
     'HiFT below its recordings': lambda f: _below(f['naturalness']) <= 0.3,
     'DNSMOS of the whole way': lambda f: f['naturalness']['answers']['codec'] >= 2.0,
@@ -51,6 +53,9 @@ GATES = {
 }
 
 _CODEC = flags.DEFINE_string('codec', None, 'Codec directory; the shipped one.')
+_PARTS = flags.DEFINE_list(
+    'parts', list(PARTS), 'What is made anew; the rest of this codec is kept.'
+)
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
 
 
@@ -196,10 +201,10 @@ def voices(codec: Opened) -> dict:
         wanted += [place] * len(waves)
         logging.info('%s: nearest %s', names[place], nearest[-len(waves) :])
     nearest, wanted = np.array(nearest), np.array(wanted)
-    shuffled = np.random.default_rng(0).permutation(wanted)
+    deal = np.random.default_rng(0).permutation
     return {
         'voices': names, 'replies': len(nearest), 'nearest': _mean(nearest == wanted),
-        'nearest, prompts shuffled': _mean(nearest == shuffled),
+        'nearest, prompts shuffled': _mean([nearest == deal(wanted) for _ in range(1000)]),
         'nearest, by voice': {
             name: _mean(nearest[wanted == i] == i) for i, name in enumerate(names)
         },
@@ -237,6 +242,12 @@ def main(argv: list[str]) -> None:
     assets = Assets.open(shipped())
     root = _CODEC.value or str(assets.codec)
     voice_stages.check_voiced(root)
+    if unknown := set(_PARTS.value) - set(PARTS):
+        sys.exit(f'--parts: {", ".join(sorted(unknown))} unknown; there are {", ".join(PARTS)}')
+    hashes, old = codec_hashes(root), record.read(_OUT.value)
+    kept = {} if old.get('codec_sha256') != hashes else old
+    if missing := set(PARTS) - set(_PARTS.value) - set(kept):
+        sys.exit(f'--parts: {_OUT.value} has no {", ".join(sorted(missing))} of this codec')
     codec = Opened(assets, root, SpeechDecoder.open(root), SpeechTokenizer.open(root))
     kinds = {
         'answers': _some(list(assets.answers.values())),
@@ -248,13 +259,13 @@ def main(argv: list[str]) -> None:
         'windows': lambda: windows(codec),
         'voices': lambda: voices(codec),
     }
-    found = {name: part() for name, part in parts.items()}
+    found = {name: parts[name]() if name in _PARTS.value else kept[name] for name in PARTS}
     gates = {name: bool(holds(found)) for name, holds in GATES.items()}
     logging.info('%s', gates)
     good = all(gates.values())
     record.write(
         _OUT.value, 'python -m experiments.proofs.run nano_voice',
-        {'good': good, 'codec_sha256': codec_hashes(root), 'vocoder': codec.decoder.vocoder.name,
+        {'good': good, 'codec_sha256': hashes, 'vocoder': codec.decoder.vocoder.name,
          'gates': gates, **found},
     )  # fmt: skip
     sys.exit(0 if good else 1)
