@@ -147,8 +147,8 @@ class Strings:
         strings = [np.concatenate(padded[string]) for string in self._strings]
         self.codes: list[np.ndarray] = codec.tokenizer.encode(strings)
 
-    def judged(self, waves: Sequence[np.ndarray], every: int = 1) -> dict:
-        """Share of words right, and mean DNSMOS of every so manieth answer, as they were spoken."""
+    def judged(self, waves: Sequence[np.ndarray]) -> dict:
+        """Share of words right and mean DNSMOS of the answers, cut out of what was spoken."""
         parts = []
         for string, wave in zip(self._strings, waves, strict=True):
             ends = CODE_SAMPLES[features.RATE] * np.cumsum(self._sizes[string])
@@ -156,7 +156,7 @@ class Strings:
         heard = self._judge.answers_of(parts, features.RATE)
         return {
             'words': _mean([a == b for a, b in zip(heard, self._words, strict=True)]),
-            'DNSMOS': _mean([self._mos(part, features.RATE)['overall'] for part in parts[::every]]),
+            'DNSMOS': _mean([self._mos(part, features.RATE)['overall'] for part in parts]),
         }
 
 
