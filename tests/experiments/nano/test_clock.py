@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -39,7 +38,6 @@ def test_a_killed_process_counts_until_it_was_last_seen(tmp_path):
         raise KeyError  # a stage that fails has worked, too
     first, second = clock.spans_of(path)
     assert first == killed and killed[1] <= second[0] <= second[1]
-    assert os.listdir(path.parent) == [path.name]
 
 
 def test_a_stage_reports_what_all_its_processes_took(monkeypatch, tmp_path):
@@ -49,7 +47,7 @@ def test_a_stage_reports_what_all_its_processes_took(monkeypatch, tmp_path):
         'two': run.Stage(lambda workdir, effort: {}),
         'report': run.Stage(stages.report, ('one', 'two')),
     })  # fmt: skip
-    for name, spans in {'one': [[0.0, 100.0], [200.0, 300.0]], 'two': [[50.0, 150.0]]}.items():
+    for name, spans in {'one': [[0, 1e5], [2e5, 3e5]], 'two': [[5e4, 1.5e5]]}.items():
         path = clock.file(tmp_path, name)
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(spans))
@@ -57,17 +55,17 @@ def test_a_stage_reports_what_all_its_processes_took(monkeypatch, tmp_path):
     seconds = {
         name: json.loads(run.done(tmp_path, name).read_text())['seconds'] for name in ('one', 'two')
     }
-    assert seconds['one'] >= 200 and 100 <= seconds['two'] < 200  # theirs took next to nothing
+    assert seconds['one'] >= 2e5 and 1e5 <= seconds['two'] < 2e5  # these took next to nothing
     run.run_stage(tmp_path, 'report', 1.0)
     report = json.loads((tmp_path / 'report.json').read_text())
     assert report['seconds'] == pytest.approx(sum(seconds.values()))
     spans = sum((clock.spans_of(clock.file(tmp_path, name)) for name in seconds), [])
     assert report['seconds_by_the_clock'] == pytest.approx(clock.passed(spans), abs=0.05)
-    assert report['seconds_by_the_clock'] >= 250  # [0, 150] and [200, 300]
+    assert report['seconds_by_the_clock'] >= 2.5e5  # [0, 1.5e5] and [2e5, 3e5]
     run.forget(tmp_path, 'one')
     assert not clock.file(tmp_path, 'one').exists() and clock.file(tmp_path, 'two').exists()
     run.run_stage(tmp_path, 'one', 1.0)
-    assert json.loads(run.done(tmp_path, 'one').read_text())['seconds'] < 100
+    assert json.loads(run.done(tmp_path, 'one').read_text())['seconds'] < 1e5
 
 
 def test_a_report_of_stages_without_a_clock_does_not_invent_one(tmp_path):
