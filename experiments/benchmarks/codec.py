@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     tried = {'attempts': old['attempts']} if 'attempts' in old else {}
     found = {}
     command = 'JAX_PLATFORMS=cpu python -m experiments.benchmarks.codec'
-    for part in options.parts or [*BOTH, *ALONE]:
+    for part in record.parts(options.parts, [*BOTH, *ALONE]):
         load = {'rounds': options.rounds, 'load_average': round(os.getloadavg()[0], 1)}
         found[part] = {**measure(part, options.torch, options.rounds), **load}
         logging.info('%s: %s', part, found[part])

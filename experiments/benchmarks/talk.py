@@ -102,11 +102,9 @@ def main(argv: list[str]) -> None:
         sys.exit('--out FILE.json is missing')
     if options.before and not (Path(options.before) / 'mossjax').is_dir():
         sys.exit(f'--before: {options.before} is no checkout of this project')
-    unknown = set(options.parts or ()) - set(PARTS)
-    if unknown:
-        sys.exit(f'--parts: {", ".join(sorted(unknown))} unknown; there are {", ".join(PARTS)}')
+    wanted = record.parts(options.parts, PARTS)
     found = {}
-    for part in options.parts or PARTS:
+    for part in wanted:
         load = round(os.getloadavg()[0], 1)
         own = measure(part, options.torch, options.before, options.rounds)
         found[part] = own | {'load_average': load}

@@ -19,10 +19,12 @@ Span = list[float]  # [began, last seen]
 
 
 def file(workdir: Path, stage: str) -> Path:
+    """Where the spans of a stage are written."""
     return workdir / 'logs' / f'{stage}.ran.json'
 
 
 def spans_of(path: Path) -> list[Span]:
+    """Those of a file; none if no process wrote it."""
     return json.loads(path.read_text()) if path.exists() else []
 
 

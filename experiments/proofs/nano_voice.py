@@ -15,7 +15,7 @@ are voices.
 Fails unless every one of GATES holds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import sys
 
@@ -43,7 +43,6 @@ from mossjax.models.tokenizer import mel as hearing
 CLIPS, REPLIES = 12, 100
 STRUNG = 8  # answers that are spoken as one
 MIDDLE = 6  # recorded questions that make up a voice, none of them a prompt
-PARTS = ('naturalness', 'words', 'windows', 'voices')
 GATES = {
     'HiFT below its recordings': lambda f: _below(f['naturalness']) <= 0.3,
     'DNSMOS of the whole way': lambda f: f['naturalness']['answers']['codec'] >= 2.0,
@@ -53,9 +52,7 @@ GATES = {
 }
 
 _CODEC = flags.DEFINE_string('codec', None, 'Codec directory; the shipped one.')
-_PARTS = flags.DEFINE_list(
-    'parts', list(PARTS), 'What is made anew; the rest of this codec is kept.'
-)
+_PARTS = flags.DEFINE_list('parts', None, 'What is made anew, the rest is kept; all by default.')
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
 
 
@@ -91,9 +88,13 @@ def spoken_by(vocoder: Vocoder, mels: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [wave[: features.HOP * n] for wave, n in zip(waves, lengths, strict=True)]
 
 
-def naturalness(codec: Opened, kinds: dict[str, list[Clip]]) -> dict:
+def naturalness(codec: Opened) -> dict:
     """DNSMOS by kind of recording and who made the sound."""
     judge = sound.mos()
+    kinds = {
+        'answers': _some(list(codec.assets.answers.values())),
+        'questions': _some(codec.assets.questions(HELDOUT)),
+    }
 
     def overall(waves) -> float:
         return _mean([judge(wave, features.RATE)['overall'] for wave in waves])
@@ -133,42 +134,33 @@ def words(codec: Opened) -> dict:
     return found
 
 
-class Strings:
-    """Long speech: the recorded answers, STRUNG of them in a row (about 16 s)."""
-
-    def __init__(self, codec: Opened):
-        self._words, clips = zip(*codec.assets.answers.items(), strict=True)
-        self._judge, self._mos = _judge(codec.assets), sound.mos()
-        unit = CODE_SAMPLES[hearing.RATE]
-        recorded = [codec.assets.load(clip, hearing.RATE) for clip in clips]
-        self._sizes = [-(-len(wave) // unit) for wave in recorded]  # codes
-        padded = [fit(wave, unit * n) for wave, n in zip(recorded, self._sizes, strict=True)]
-        self._strings = [slice(i, i + STRUNG) for i in range(0, len(clips), STRUNG)]
-        strings = [np.concatenate(padded[string]) for string in self._strings]
-        self.codes: list[np.ndarray] = codec.tokenizer.encode(strings)
-
-    def judged(self, waves: Sequence[np.ndarray]) -> dict:
-        """Share of words right and mean DNSMOS of the answers, cut out of what was spoken."""
-        parts = []
-        for string, wave in zip(self._strings, waves, strict=True):
-            ends = CODE_SAMPLES[features.RATE] * np.cumsum(self._sizes[string])
-            parts += np.split(wave, ends[:-1])
-        heard = self._judge.answers_of(parts, features.RATE)
-        return {
-            'words': _mean([a == b for a, b in zip(heard, self._words, strict=True)]),
-            'DNSMOS': _mean([self._mos(part, features.RATE)['overall'] for part in parts]),
-        }
-
-
 def windows(codec: Opened) -> dict:
     """{how far a stream looks back: shares of words right, DNSMOS}, of long speech."""
-    strings = Strings(codec)
-    found = {'at once': strings.judged(codec.decoder.decode_many(strings.codes))}
+    judge, mos = _judge(codec.assets), sound.mos()
+    wanted, clips = zip(*codec.assets.answers.items(), strict=True)
+    unit = CODE_SAMPLES[hearing.RATE]
+    recorded = [codec.assets.load(clip, hearing.RATE) for clip in clips]
+    sizes = [-(-len(wave) // unit) for wave in recorded]
+    padded = [fit(wave, unit * n) for wave, n in zip(recorded, sizes, strict=True)]
+    strings = [slice(i, i + STRUNG) for i in range(0, len(clips), STRUNG)]
+    codes = codec.tokenizer.encode([np.concatenate(padded[string]) for string in strings])
+
+    def judged(waves: Sequence[np.ndarray]) -> dict:
+        parts = []
+        for string, wave in zip(strings, waves, strict=True):
+            parts += np.split(wave, CODE_SAMPLES[features.RATE] * np.cumsum(sizes[string])[:-1])
+        heard = judge.answers_of(parts, features.RATE)
+        return {
+            'words': _mean([a == b for a, b in zip(heard, wanted, strict=True)]),
+            'DNSMOS': _mean([mos(part, features.RATE)['overall'] for part in parts]),
+        }
+
+    found = {'at once': judged(codec.decoder.decode_many(codes))}
     for name, past in PASTS.items():
         window = Window(codec.decoder.config.chunk, past, VOICE)
-        speech = SpeechSteps(codec.decoder, window=window).sessions(len(strings.codes))
-        spoken = speech.feed(dict(enumerate(strings.codes)), ending=range(len(strings.codes)))
-        found[name] = strings.judged([spoken[i] for i in range(len(strings.codes))])
+        speech = SpeechSteps(codec.decoder, window=window).sessions(len(codes))
+        spoken = speech.feed(dict(enumerate(codes)), ending=range(len(codes)))
+        found[name] = judged([spoken[i] for i in range(len(codes))])
         logging.info('%s: %s', name, found[name])
     return found
 
@@ -237,29 +229,21 @@ def _some(clips: Sequence[Clip]) -> list[Clip]:
     return [clips[i] for i in np.linspace(0, len(clips) - 1, CLIPS).astype(int)]
 
 
+PARTS = {part.__name__: part for part in (naturalness, words, windows, voices)}
+
+
 def main(argv: list[str]) -> None:
     del argv
     assets = Assets.open(shipped())
     root = _CODEC.value or str(assets.codec)
     voice_stages.check_voiced(root)
-    if unknown := set(_PARTS.value) - set(PARTS):
-        sys.exit(f'--parts: {", ".join(sorted(unknown))} unknown; there are {", ".join(PARTS)}')
+    wanted = record.parts(_PARTS.value, PARTS)
     hashes, old = codec_hashes(root), record.read(_OUT.value)
-    kept = {} if old.get('codec_sha256') != hashes else old
-    if missing := set(PARTS) - set(_PARTS.value) - set(kept):
+    kept = old if old.get('codec_sha256') == hashes else {}
+    if missing := set(PARTS) - {*wanted, *kept}:
         sys.exit(f'--parts: {_OUT.value} has no {", ".join(sorted(missing))} of this codec')
     codec = Opened(assets, root, SpeechDecoder.open(root), SpeechTokenizer.open(root))
-    kinds = {
-        'answers': _some(list(assets.answers.values())),
-        'questions': _some(assets.questions(HELDOUT)),
-    }
-    parts: dict[str, Callable[[], dict]] = {
-        'naturalness': lambda: naturalness(codec, kinds),
-        'words': lambda: words(codec),
-        'windows': lambda: windows(codec),
-        'voices': lambda: voices(codec),
-    }
-    found = {name: parts[name]() if name in _PARTS.value else kept[name] for name in PARTS}
+    found = {name: make(codec) if name in wanted else kept[name] for name, make in PARTS.items()}
     gates = {name: bool(holds(found)) for name, holds in GATES.items()}
     logging.info('%s', gates)
     good = all(gates.values())

@@ -1,9 +1,11 @@
 """The JSON a proof leaves behind: what was run, on what, and the figures."""
 
+from collections.abc import Collection
 import datetime
 import json
 from pathlib import Path
 import subprocess
+import sys
 
 from mossjax.checkpoint import versions
 from mossjax.files import replacing
@@ -28,6 +30,13 @@ def read(path: str | Path) -> dict:
     """A record; {} if there is none."""
     path = Path(path)
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def parts(wanted: Collection[str] | None, known: Collection[str]) -> list[str]:
+    """Of what is known, what `--parts` wants, or all; ends the process for what is not."""
+    if unknown := set(wanted or ()) - set(known):
+        sys.exit(f'--parts: {", ".join(sorted(unknown))} unknown; there are {", ".join(known)}')
+    return [name for name in known if not wanted or name in wanted]
 
 
 def commit() -> str:

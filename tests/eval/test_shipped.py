@@ -113,13 +113,8 @@ def test_the_record_of_int8_is_of_these_weights(nano):
     assert found['weights_sha256'] == nano.hashes() and found['all_gates_met']
 
 
-def test_the_record_of_a_new_voice_is_of_this_codec(nano):
-    """After a new codec: python -m experiments.proofs.run own_voice"""
-    found = record.read(PROOFS / 'own_voice.json')
-    assert found['codec_sha256'] == codec_hashes(nano.codec) and found['good']
-
-
-def test_the_record_of_how_it_sounds_is_of_this_codec(nano):
-    """After a new codec: python -m experiments.proofs.run nano_voice"""
-    found = record.read(PROOFS / 'nano_voice.json')
+@pytest.mark.parametrize('proof', ['own_voice', 'nano_voice'])
+def test_the_records_of_the_voice_are_of_this_codec(nano, proof):
+    """After a new codec: python -m experiments.proofs.run own_voice nano_voice"""
+    found = record.read(PROOFS / f'{proof}.json')
     assert found['codec_sha256'] == codec_hashes(nano.codec) and found['good']
